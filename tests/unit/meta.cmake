@@ -1,0 +1,1 @@
+# Unit tests of meta: kvc_test(unit unit/meta/<file>_test kvcfs_meta)
