@@ -2,10 +2,16 @@
 //
 // Names are `kvcfs_<folder>_<thing>_<unit>`, base units, counters end in `_total`; labels come from
 // enums, never keys, paths or pids. Get a handle once (at construction of its owner), use it often.
-// Threads: any; handles live as long as the process. Source: prometheus.io/docs/practices/naming.
+// Threads: any. Add() and Observe() take no lock: they are a few relaxed atomic additions, so a
+//   scrape may see a sum that is one observation ahead of its count.
+// Memory: handles live as long as the process; the same name and labels give the same handle.
+// Source: prometheus.io/docs/practices/naming; the text is prometheus-cpp's.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -18,60 +24,75 @@ using MetricLabels = std::vector<std::pair<std::string, std::string>>;
 
 class Counter {
  public:
-  void Add(double by = 1);
-  double value() const;
+  Counter() = default;
+  Counter(const Counter&) = delete;
+  Counter& operator=(const Counter&) = delete;
+
+  void Add(double by = 1) { value_.fetch_add(by, std::memory_order_relaxed); }
+  double value() const { return value_.load(std::memory_order_relaxed); }
 
  private:
-  friend class Metrics;
-  explicit Counter(void* inner) : inner_(inner) {}
-  void* inner_;
+  std::atomic<double> value_{0};
 };
 
-// Seconds, in buckets from 1 us to 10 s.
+// Seconds, in buckets from 1 us to 10 s: 1, 2, 5 of each decade.
 class LatencyHistogram {
  public:
+  static constexpr size_t kBounds = 22;
+  static const std::array<int64_t, kBounds> kBoundNanos;
+
+  LatencyHistogram() = default;
+  LatencyHistogram(const LatencyHistogram&) = delete;
+  LatencyHistogram& operator=(const LatencyHistogram&) = delete;
+
   void Observe(std::chrono::nanoseconds latency);
+  uint64_t count() const;
 
  private:
   friend class Metrics;
-  explicit LatencyHistogram(void* inner) : inner_(inner) {}
-  void* inner_;
+  std::array<std::atomic<uint64_t>, kBounds + 1> counts_{};  // [bucket], the last: above 10 s
+  std::atomic<int64_t> sum_nanos_{0};
+};
+
+// Observes the time from its construction to its end.
+class LatencyTimer {
+ public:
+  explicit LatencyTimer(LatencyHistogram& histogram)
+      : histogram_(histogram), begin_(std::chrono::steady_clock::now()) {}
+  ~LatencyTimer() { histogram_.Observe(std::chrono::steady_clock::now() - begin_); }
+  LatencyTimer(const LatencyTimer&) = delete;
+  LatencyTimer& operator=(const LatencyTimer&) = delete;
+
+ private:
+  LatencyHistogram& histogram_;
+  const std::chrono::steady_clock::time_point begin_;
 };
 
 class Metrics {
  public:
   static Metrics& Get();  // of this process
+  Metrics();              // for tests; everyone else uses Get()
+  ~Metrics();
+
+  // One name has one help and one kind; anything else is a broken invariant.
   Counter& AddCounter(const std::string& name, const std::string& help,
                       const MetricLabels& labels = {});
   LatencyHistogram& AddLatency(const std::string& name, const std::string& help,
                                const MetricLabels& labels = {});
-  // Asked for its value at each scrape.
+  // Asked for its value at each scrape. `read` must not add metrics. The same name and labels
+  // again: the new reader replaces the old one.
   void AddGauge(const std::string& name, const std::string& help, const MetricLabels& labels,
                 std::function<double()> read);
   // Like a gauge, but exported as a counter (a total kept elsewhere).
   void AddCounterReader(const std::string& name, const std::string& help,
                         const MetricLabels& labels, std::function<double()> read);
-  void ClearReaders();  // before what they read goes away
+  // Before what they read goes away; waits for a scrape that is under way.
+  void ClearReaders();
   std::string Text() const;
 
  private:
-  Metrics();
-  ~Metrics();
   struct Rep;
   Rep* rep_;
-};
-
-// Serves Text() at http://ADDRESS/metrics until destroyed.
-class MetricsServer {
- public:
-  MetricsServer();
-  ~MetricsServer();
-  // "127.0.0.1:9464". false and a text if it cannot listen.
-  bool Start(const std::string& address, std::string* error);
-
- private:
-  struct Rep;
-  Rep* rep_ = nullptr;
 };
 
 }  // namespace kvcfs
