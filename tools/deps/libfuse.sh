@@ -50,12 +50,11 @@ mirrors() {
     case $site in
       mirror+file:* | mirror:file:*)
         # A list of mirrors, as cloud images have it.
-        awk '/^[a-z]/ { print $1 }' "/${site#*file:*(/)}" 2>/dev/null || true ;;
+        awk '/^[a-z]/ { print $1 }' "${site#*file:}" 2>/dev/null || true ;;
       *) echo "$site" ;;
     esac
   done | sed 's:/*$::'
 }
-shopt -s extglob
 
 good() { [[ -f $1 ]] && echo "$sha256  $1" | sha256sum --check --status; }
 
@@ -63,7 +62,7 @@ source_file=$cache/$tarball
 if ! good "$source_file"; then
   mkdir -p "$cache"
   fetched=$source_file.part.$$
-  trap 'rm -f "$fetched"' EXIT
+  trap 'rm -f "$fetched" "$fetched.FAILED"' EXIT
   tried=()
   for site in $(mirrors); do
     tried+=("$site")
@@ -75,7 +74,7 @@ if ! good "$source_file"; then
       break
     fi
   done
-  rm -f "$fetched"
+  rm -f "$fetched" "$fetched.FAILED"
   trap - EXIT
   if ! good "$source_file"; then
     say "could not get $tarball (sha256 $sha256)."
