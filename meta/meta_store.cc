@@ -15,6 +15,7 @@
 #include <rocksdb/filter_policy.h>
 #include <rocksdb/listener.h>
 #include <rocksdb/options.h>
+#include <rocksdb/snapshot.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 
@@ -132,7 +133,8 @@ rocksdb::Options MakeOptions(const MetaStoreOptions& options) {
   made.max_background_jobs = 2;
   made.max_open_files = 512;  // of a process limit of some thousands, which slots need
   made.max_manifest_file_size = 16u << 20;
-  made.allow_fallocate = false;  // preallocation would be a lie on a full disk
+  made.allow_fallocate = false;          // preallocation would be a lie on a full disk
+  made.disable_auto_compactions = true;  // until all tables are verified
   made.skip_stats_update_on_db_open = true;
   made.stats_dump_period_sec = 0;
   made.stats_persist_period_sec = 0;
@@ -150,7 +152,9 @@ rocksdb::Options MakeOptions(const MetaStoreOptions& options) {
 // that double and are then halved, and remembers that something was left out.
 class Cursor final : public MetaCursor {
  public:
-  Cursor(rocksdb::DB* db, std::string_view from) : it_(db->NewIterator(rocksdb::ReadOptions())) {
+  Cursor(rocksdb::DB* db, std::string_view from) : db_(db), snapshot_(db) {
+    how_.snapshot = snapshot_.snapshot();
+    it_.reset(db_->NewIterator(how_));
     last_.assign(from);
     Checked([&] { it_->Seek(ToSlice(last_)); });
   }
@@ -184,8 +188,10 @@ class Cursor final : public MetaCursor {
     if (code == Code::kCorrupt || code == Code::kIo) SkipDamage();
   }
 
+  // With an iterator of its own: one that met damage may call itself at the end from then on.
   bool CanSeek(const std::string& key) {
     return Guarded([&] {
+             it_.reset(db_->NewIterator(how_));
              it_->Seek(key);
              return it_->status();
            })
@@ -226,6 +232,9 @@ class Cursor final : public MetaCursor {
     if (!CanSeek(good)) damage_ = it_->status();
   }
 
+  rocksdb::DB* const db_;
+  rocksdb::ManagedSnapshot snapshot_;
+  rocksdb::ReadOptions how_;
   std::unique_ptr<rocksdb::Iterator> it_;
   std::string last_;
   rocksdb::Status damage_;
@@ -472,10 +481,6 @@ class Opener {
     RoomReserve(options_.directory, kReserveBytes).GiveUp();
     status = OpenOnce(opened, 16 * options_.write_buffer_bytes);
     if (!status.ok()) return status;
-    const std::string usual = std::to_string(options_.write_buffer_bytes);
-    Guarded([&] {
-      return opened->db->SetOptions({{"write_buffer_size", usual}});
-    }).PermitUncheckedError();
     return status;
   }
 
@@ -507,16 +512,25 @@ class Opener {
     const std::string suspect = options_.directory + kSuspectFile;
     const bool suspected = std::filesystem::exists(suspect, error);
     opened->db->GetIntProperty("rocksdb.total-sst-files-size", &bytes);
-    if (!suspected && bytes > kVerifyBytesMax) return {};
-    rocksdb::Status status = Guarded([&] { return opened->db->VerifyChecksum(); });
+    rocksdb::Status status;
+    if (suspected || bytes <= kVerifyBytesMax)
+      status = Guarded([&] { return opened->db->VerifyChecksum(); });
     if (!status.ok()) {
       status = Salvage(status, opened);
-      if (!status.ok() && opened->db == nullptr) return OpenError(status);
-      // Else there was no room for a copy: go on with what is readable, try again at the next open.
-      if (!status.ok()) Say("damaged and not salvaged: " + status.ToString());
-      return {};
+      if (opened->db == nullptr) return OpenError(status);
+      if (!status.ok()) {
+        // No room for a copy: go on with what is readable, try again at the next open.
+        Say("damaged and not salvaged: " + status.ToString());
+        return {};
+      }
     }
     if (suspected) std::filesystem::remove(suspect, error);
+    const std::string usual = std::to_string(options_.write_buffer_bytes);
+    status = Guarded([&] {
+      return opened->db->SetOptions(
+          {{"disable_auto_compactions", "false"}, {"write_buffer_size", usual}});
+    });
+    if (!status.ok()) Say("compaction stays off: " + status.ToString());
     return {};
   }
 
