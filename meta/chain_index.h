@@ -80,6 +80,8 @@ class ChainIndex {
   const BlockKey& key(BlockRef ref) const;
   BlockKey parent_key(BlockRef ref) const;       // zero for a first block
   BlockRef parent(BlockRef ref) const;           // !valid() for a first block
+  // The block that extends it in the same run, for sequential prefetch; forks are not followed.
+  std::optional<BlockRef> NextInRun(BlockRef ref) const;
   uint32_t ordinal(BlockRef ref) const;
   NamespaceId namespace_of(BlockRef ref) const;
   uint32_t child_count(BlockRef ref) const;
