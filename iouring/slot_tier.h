@@ -62,7 +62,7 @@ struct SlotRecord {
   uint32_t crc32c;           // of the whole, once known (0: not)
   uint32_t mode;             // how it is open (owner's meaning)
   uint64_t aux;              // owner's meaning
-  uint8_t unused[64];
+  uint8_t unused[88];
 };
 static_assert(sizeof(SlotRecord) == 256);
 
@@ -78,8 +78,9 @@ class SlotTier {
   ~SlotTier();
 
   // A fresh empty file with `reserve_bytes` set aside (fallocate KEEP_SIZE), state kMaking.
-  // kNoSpace when used + reserve_bytes would pass the capacity.
-  Result<SlotId> Create(uint64_t reserve_bytes);
+  // kNoSpace when used + reserve_bytes would pass the capacity. `file` (may be null) gets a
+  // read-write descriptor of it.
+  Result<SlotId> Create(uint64_t reserve_bytes, Fd* file = nullptr);
   // Gives file and space back. Open passthrough descriptors go on reading their (unlinked) file.
   void Free(SlotId slot);
   // The record of a slot that holds no bytes (kDiskFile).
@@ -92,6 +93,10 @@ class SlotTier {
   // Changes what a slot counts for (a file that grew). Never fails: the caller evicts.
   void SetReserved(SlotId slot, uint64_t bytes);
 
+  // Gives back what was reserved behind `length` (a block that is shorter than its slot).
+  void Trim(SlotId slot, int fd, uint64_t length);
+
+  uint32_t slot_count() const { return slot_count_; }  // ids are 1 .. slot_count
   uint64_t capacity_bytes() const { return capacity_bytes_; }
   uint64_t used_bytes() const { return used_bytes_.load(std::memory_order_relaxed); }
 

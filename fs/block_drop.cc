@@ -1,0 +1,163 @@
+// Dropping blocks: by name, with what extends them; never from another chain.
+#include <algorithm>
+
+#include "base/log.h"
+#include "fs/block_metrics.h"
+#include "fs/block_store.h"
+#include "meta/block_records.h"
+
+namespace kvcfs::fs {
+namespace {
+
+using iouring::SlotId;
+using iouring::SlotRecord;
+using meta::BlockHash62;
+using meta::BlockRef;
+using meta::BlockState;
+using meta::NamespaceId;
+
+// 5 s: `rm -r <tip>` unlinks the names that went with the first one, then the directory.
+constexpr std::chrono::milliseconds kGhostLife{5000};
+
+}  // namespace
+
+void BlockStore::RemoveLeaf(BlockRef ref, Counter& why) {
+  const BlockState state = index_.state(ref);
+  const NamespaceId ns = index_.namespace_of(ref);
+  const BlockKey key = index_.key(ref);
+  const Status removed = index_.RemoveLeaf(ref);
+  KVC_CHECK(removed.ok());
+  leases_.Drop(BlockHash62(ns, key));
+  if (const auto found = space_bytes_.find(ns); found != space_bytes_.end()) {
+    found->second -= std::min<uint64_t>(found->second, state.length);
+  }
+  if (state.segment != 0 && parts_.segments != nullptr) {
+    parts_.segments->MarkDead({state.segment, state.offset_4k, state.sequence}, state.length);
+    DeleteRecord(ns, key);
+  }
+  if (state.slot != 0) {
+    --resident_blocks_;
+    SlotRecord& record = parts_.slots->record(state.slot);
+    if ((record.flags & iouring::kSlotDirty) != 0) dirty_bytes_ -= state.length;
+    if (record.readers > 0) {
+      // Who has it open goes on reading; the slot goes with the last of them.
+      record.flags |= iouring::kSlotDoomed;
+      ++doomed_readers_[record.ino];
+      parts_.resident->Remove(state.slot);
+    } else {
+      FreeBlockSlot(state.slot);
+    }
+  }
+  why.Add();
+}
+
+uint64_t BlockStore::DropTree(BlockRef ref, Counter& why, bool tombstone) {
+  const NamespaceId ns = index_.namespace_of(ref);
+  const BlockKey key = index_.key(ref);
+  const std::vector<BlockRef> all = index_.Subtree(ref);
+  for (const BlockRef each : all) RemoveLeaf(each, why);
+  // One tombstone hides the whole subtree from a rebuild: what has no parent is dropped there too.
+  if (tombstone) AppendTombstone(ns, key);
+  // Capacity takes only what is not leased, so no name of it is cached by the kernel any more.
+  if (&why == &BlockMetrics::Get().dropped || &why == &BlockMetrics::Get().damaged) {
+    parts_.notifier->BumpEpoch();
+  }
+  return all.size();
+}
+
+void BlockStore::AppendTombstone(NamespaceId ns, const BlockKey& key) {
+  const std::optional<Namespace> space = parts_.namespaces->Get(ns);
+  if (parts_.segments == nullptr || !space) return;
+  iouring::AppendRequest request;
+  request.meta.kind = iouring::EntryKind::kBlockTombstone;
+  request.meta.namespace_uuid = space->uuid;
+  request.meta.key = key;
+  request.fill = [](std::span<std::byte>) { return true; };
+  // A full queue or disk costs only that a rebuild after a crash may bring the block back.
+  (void)parts_.segments->Append(std::move(request));
+}
+
+FsStatus BlockStore::Drop(NamespaceId ns, const BlockKey& key, uint64_t* dropped) {
+  MutexLock lock(mutex_);
+  if (!pending_.empty()) AwaitPublication(ns, key, lock);
+  const std::optional<BlockRef> ref = index_.Find(ns, key);
+  if (!ref) return Fail(ENOENT);
+  const uint64_t count = DropTree(*ref, BlockMetrics::Get().dropped, true);
+  if (dropped != nullptr) *dropped = count;
+  return {};
+}
+
+void BlockStore::RememberGhosts(const std::vector<BlockRef>& refs) {
+  const auto until = parts_.clock->Monotonic() + kGhostLife;
+  if (ghosts_.size() > 10'000) {
+    const auto now = parts_.clock->Monotonic();
+    std::erase_if(ghosts_, [&](const auto& ghost) { return ghost.second.until < now; });
+  }
+  for (const BlockRef ref : refs) {
+    const NamespaceId ns = index_.namespace_of(ref);
+    const BlockKey key = index_.key(ref);
+    ghosts_[BlockHash62(ns, key)] = {ns, key, until};
+  }
+}
+
+FsStatus BlockStore::UnlinkFromChain(NamespaceId ns, const BlockKey& tip, uint32_t ordinal,
+                                     const BlockKey& key) {
+  MutexLock lock(mutex_);
+  const std::optional<BlockRef> ref = index_.Find(ns, key);
+  if (!ref) {
+    // It went with an earlier unlink of its chain.
+    return ghosts_.contains(BlockHash62(ns, key)) ? FsStatus{} : Fail(ENOENT);
+  }
+  const std::optional<BlockRef> tip_ref = index_.Find(ns, tip);
+  if (!tip_ref) return Fail(ENOENT);
+  const std::vector<BlockRef> chain = index_.Chain(*tip_ref);
+  if (ordinal >= chain.size() || !(chain[ordinal] == *ref)) return Fail(ENOENT);
+  for (size_t at = ordinal; at < chain.size(); ++at) {
+    const uint32_t own = at + 1 < chain.size() ? 1 : 0;
+    if (index_.child_count(chain[at]) > own) return Fail(EBUSY);  // another chain shares it
+  }
+  RememberGhosts(index_.Subtree(*ref));
+  DropTree(*ref, BlockMetrics::Get().dropped, true);
+  return {};
+}
+
+FsStatus BlockStore::RemoveTip(NamespaceId ns, const BlockKey& tip) {
+  MutexLock lock(mutex_);
+  const std::optional<BlockRef> ref = index_.Find(ns, tip);
+  if (!ref) {
+    const bool ghost = ghosts_.erase(BlockHash62(ns, tip)) > 0;
+    return ghost ? FsStatus{} : Fail(ENOENT);
+  }
+  if (index_.child_count(*ref) > 0) return Fail(ENOTEMPTY);
+  DropTree(*ref, BlockMetrics::Get().dropped, true);
+  return {};
+}
+
+uint64_t BlockStore::DropNamespace(NamespaceId ns) {
+  uint64_t dropped = 0;
+  MutexLock lock(mutex_);
+  std::vector<BlockRef> roots;
+  index_.ListBlocks(ns, 0, [&](BlockRef ref, uint64_t) KVC_NO_ANALYSIS {
+    if (index_.ordinal(ref) == 0) roots.push_back(ref);
+    return true;
+  });
+  for (const BlockRef root : roots) {
+    dropped += DropTree(root, BlockMetrics::Get().dropped, true);
+  }
+  return dropped;
+}
+
+bool BlockStore::IsGhost(NamespaceId ns, const BlockKey& key) {
+  MutexLock lock(mutex_);
+  const auto found = ghosts_.find(BlockHash62(ns, key));
+  return found != ghosts_.end() && found->second.until > parts_.clock->Monotonic();
+}
+
+std::optional<std::pair<NamespaceId, BlockKey>> BlockStore::GhostOf(Ino chain_ino) {
+  MutexLock lock(mutex_);
+  const auto found = ghosts_.find(chain_ino & ((Ino{1} << kInoKindShift) - 1));
+  if (found == ghosts_.end()) return std::nullopt;
+  return std::pair(found->second.ns, found->second.key);
+}
+
+}  // namespace kvcfs::fs

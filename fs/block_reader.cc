@@ -1,0 +1,309 @@
+// Reading a block: what is resident is answered at once, the rest is fetched whole into a slot.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/crc32c.h"
+#include "base/log.h"
+#include "fs/block_metrics.h"
+#include "fs/block_store.h"
+
+namespace kvcfs::fs {
+namespace {
+
+using iouring::SlotId;
+using iouring::SlotRecord;
+using iouring::SlotState;
+using meta::BlockHash62;
+using meta::BlockRef;
+using meta::BlockState;
+using meta::NamespaceId;
+
+constexpr uint64_t kPassthroughHandle = uint64_t{1} << 40;
+constexpr uint64_t kPage = 4096;
+
+uint64_t RoundUp(uint64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+SlotId SlotOf(uint64_t handle) { return static_cast<SlotId>(handle & 0xffffffff); }
+
+}  // namespace
+
+FsResult<OpenReply> BlockStore::Open(const Caller& caller, Ino ino, int flags) {
+  (void)caller;
+  if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0) return Fail(EEXIST);
+  const uint64_t hash = ino & ((Ino{1} << kInoKindShift) - 1);
+  BlockMetrics& metrics = BlockMetrics::Get();
+  bool fetched = false;
+  // A block that was fetched may be evicted before we open it; then fetch again.
+  for (int attempt = 0; attempt < 8; ++attempt) {
+    NamespaceId ns = 0;
+    BlockKey key;
+    {
+      MutexLock lock(mutex_);
+      const std::optional<BlockRef> ref = index_.FindHash(hash);
+      if (!ref) break;
+      const BlockState state = index_.state(*ref);
+      if (state.slot != 0) {
+        index_.Touch(*ref, NowSeconds(), true);
+        parts_.resident->Touch(state.slot);
+        if (!fetched) metrics.opens_dram.Add();
+        return OpenResident(state.slot);
+      }
+      ns = index_.namespace_of(*ref);
+      key = index_.key(*ref);
+      if (options_.prefetch_blocks > 0 && attempt == 0) PrefetchBehind(*ref);
+    }
+    fetched = true;
+    if (!FetchBlock(ns, key).ok()) break;
+    metrics.opens_nvme.Add();
+  }
+  metrics.opens_missed.Add();
+  return Fail(ENOENT);
+}
+
+FsResult<OpenReply> BlockStore::OpenResident(SlotId slot) {
+  SlotRecord& record = parts_.slots->record(slot);
+  OpenReply open;
+  open.handle = slot;
+  open.mode = OpenMode::kDirect;
+  if (parts_.backing->enabled() && !doomed_readers_.contains(record.ino)) {
+    if (record.backing_id == 0) {
+      const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
+      const Result<uint32_t> id =
+          file.ok() ? parts_.backing->OpenBacking(file->get()) : Result<uint32_t>(file.error());
+      if (id.ok()) record.backing_id = *id;
+    }
+    if (record.backing_id != 0) {
+      open.mode = OpenMode::kPassthrough;
+      open.backing_id = record.backing_id;
+      open.handle |= kPassthroughHandle;
+    }
+  }
+  if (open.mode == OpenMode::kDirect && !MapSlot(slot, record.length)) return Fail(ENOMEM);
+  ++record.readers;
+  return open;
+}
+
+bool BlockStore::MapSlot(SlotId slot, uint64_t length) {
+  if (mappings_.contains(slot)) return true;
+  const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
+  if (!file.ok()) return false;
+  void* mapped = ::mmap(nullptr, length, PROT_READ, MAP_SHARED, file->get(), 0);
+  if (mapped == MAP_FAILED) {
+    KVC_LOG(Error, "cannot map a slot; raise vm.max_map_count", "slot={}", slot);
+    return false;
+  }
+  mappings_[slot] = {mapped, length};
+  return true;
+}
+
+FsResult<std::span<const std::byte>> BlockStore::Mapped(Ino ino, uint64_t handle) {
+  MutexLock lock(mutex_);
+  const SlotId slot = SlotOf(handle);
+  if (slot == 0 || slot > parts_.slots->slot_count()) return Fail(EBADF);
+  const SlotRecord& record = parts_.slots->record(slot);
+  if (record.ino != ino || record.state.load() != SlotState::kBlock) return Fail(EBADF);
+  if (!MapSlot(slot, record.length)) return Fail(ENOMEM);
+  const auto& [mapped, bytes] = mappings_[slot];
+  return std::span(static_cast<const std::byte*>(mapped), bytes);
+}
+
+void BlockStore::Release(Ino ino, uint64_t handle) {
+  MutexLock lock(mutex_);
+  const SlotId slot = SlotOf(handle);
+  if (slot == 0 || slot > parts_.slots->slot_count()) return;
+  SlotRecord& record = parts_.slots->record(slot);
+  if (record.ino != ino || record.state.load() != SlotState::kBlock) return;
+  if (record.readers > 0) --record.readers;
+  if (record.readers > 0) return;
+  if (const auto found = mappings_.find(slot); found != mappings_.end()) {
+    ::munmap(found->second.first, found->second.second);
+    mappings_.erase(found);
+  }
+  if ((record.flags & iouring::kSlotDoomed) != 0) {
+    if (const auto found = doomed_readers_.find(ino); found != doomed_readers_.end()) {
+      if (--found->second == 0) doomed_readers_.erase(found);
+    }
+    FreeBlockSlot(slot);
+  }
+}
+
+void BlockStore::FreeBlockSlot(SlotId slot) {
+  CloseBackingOf(slot);
+  if (const auto found = mappings_.find(slot); found != mappings_.end()) {
+    ::munmap(found->second.first, found->second.second);
+    mappings_.erase(found);
+  }
+  parts_.resident->Remove(slot);
+  parts_.slots->Free(slot);
+  parts_.resident->RoomMayBeHad();
+}
+
+Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
+  const uint64_t hash = BlockHash62(ns, key);
+  iouring::SegmentPlace place;
+  iouring::EntryMeta meta;
+  {
+    MutexLock lock(mutex_);
+    while (fetching_.contains(hash)) {
+      published_.wait_for(lock.native(), std::chrono::milliseconds(100));
+      if (stopping_) return Error{Code::kCancelled, "stopping"};
+    }
+    const std::optional<BlockRef> ref = index_.Find(ns, key);
+    if (!ref) return Error{Code::kNotFound, "not cached"};
+    const BlockState state = index_.state(*ref);
+    if (state.slot != 0) return {};
+    place = {state.segment, state.offset_4k, state.sequence};
+    meta.length = state.length;
+    fetching_[hash] = 1;
+  }
+  const std::optional<Namespace> space = parts_.namespaces->Get(ns);
+  meta.kind = iouring::EntryKind::kBlock;
+  meta.key = key;
+  if (space) meta.namespace_uuid = space->uuid;
+
+  const auto end_fetch = [&]() KVC_NO_ANALYSIS {
+    fetching_.erase(hash);
+    published_.notify_all();
+  };
+  const Result<SlotId> slot = parts_.resident->CreateSlot(meta.length, options_.room_wait);
+  if (!slot.ok() || parts_.segments == nullptr || !place.valid()) {
+    if (slot.ok()) parts_.slots->Free(*slot);
+    MutexLock lock(mutex_);
+    end_fetch();
+    return slot.ok() ? Status(Error{Code::kNotFound, "nowhere"}) : Status(slot.error());
+  }
+
+  Status status;
+  {
+    const Result<Fd> file = parts_.slots->OpenFile(*slot, O_RDWR);
+    if (!file.ok()) {
+      status = file.error();
+    } else if (::ftruncate(file->get(), static_cast<off_t>(meta.length)) != 0) {
+      status = ErrnoError(errno, "size slot");
+    } else {
+      // The mapping's last page goes on behind the end of the file; what is read there is padding.
+      const uint64_t bytes = RoundUp(meta.length);
+      void* mapped =
+          ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file->get(), 0);
+      if (mapped == MAP_FAILED) {
+        status = ErrnoError(errno, "map slot");
+      } else {
+        for (int attempt = 0; attempt < 3; ++attempt) {
+          status = parts_.segments->Read(place, meta, {static_cast<std::byte*>(mapped), bytes});
+          if (status.ok()) break;
+          // Reclaim may have moved it meanwhile.
+          MutexLock lock(mutex_);
+          const std::optional<BlockRef> ref = index_.Find(ns, key);
+          if (!ref) break;
+          const BlockState state = index_.state(*ref);
+          if (state.segment == place.segment && state.offset_4k == place.offset_4k) break;
+          place = {state.segment, state.offset_4k, state.sequence};
+        }
+        ::munmap(mapped, bytes);
+      }
+    }
+  }
+
+  MutexLock lock(mutex_);
+  const std::optional<BlockRef> ref = index_.Find(ns, key);
+  BlockMetrics& metrics = BlockMetrics::Get();
+  if (!status.ok() || !ref) {
+    parts_.slots->Free(*slot);
+    if (ref && !status.ok()) {
+      KVC_LOG(Error, "a block is damaged on NVMe; it and what extends it are gone",
+              "namespace={} key={} segment={} offset={} error={}",
+              space ? LogValue(space->name) : "?", key.ToHex(), place.segment,
+              uint64_t{place.offset_4k} * kPage, LogValue(status.error().text));
+      fetching_.erase(hash);
+      DropTree(*ref, metrics.damaged, false);
+    }
+    end_fetch();
+    return status.ok() ? Status(Error{Code::kNotFound, "dropped meanwhile"}) : status;
+  }
+  SlotRecord& record = parts_.slots->record(*slot);
+  BlockState state = index_.state(*ref);
+  const BlockView view = ViewOf(*ref);
+  record.ino = view.block_ino();
+  record.namespace_id = ns;
+  record.key = key;
+  record.parent = view.parent;
+  record.ordinal = view.ordinal;
+  record.length = meta.length;
+  record.mtime_nanos = view.mtime_nanos;
+  record.place = {state.segment, state.offset_4k, state.sequence};
+  record.flags = 0;
+  record.state.store(SlotState::kBlock, std::memory_order_release);
+  state.slot = *slot;
+  index_.SetState(*ref, state);
+  ++resident_blocks_;
+  parts_.resident->Add(*slot, this);
+  metrics.fetched_bytes.Add(static_cast<double>(meta.length));
+  end_fetch();
+  return {};
+}
+
+void BlockStore::PrefetchBehind(BlockRef ref) {
+  constexpr size_t kQueueMax = 256;  // beyond it prefetching only steals from who waits
+  for (uint32_t i = 0; i < options_.prefetch_blocks && prefetch_.size() < kQueueMax; ++i) {
+    const std::optional<BlockRef> next = index_.NextInRun(ref);
+    if (!next) break;
+    ref = *next;
+    if (index_.state(ref).slot == 0) {
+      prefetch_.emplace_back(index_.namespace_of(ref), index_.key(ref));
+    }
+  }
+  prefetch_changed_.notify_all();
+}
+
+void BlockStore::RunPrefetch() {
+  SetThreadName("prefetch");
+  for (;;) {
+    std::pair<NamespaceId, BlockKey> next;
+    {
+      MutexLock lock(mutex_);
+      prefetch_changed_.wait(lock.native(), [&]() KVC_NO_ANALYSIS {
+        return stopping_ || !prefetch_.empty();
+      });
+      if (stopping_) return;
+      next = prefetch_.front();
+      prefetch_.pop_front();
+      if (fetching_.contains(BlockHash62(next.first, next.second))) continue;
+    }
+    if (FetchBlock(next.first, next.second).ok()) BlockMetrics::Get().prefetched_blocks.Add();
+  }
+}
+
+FsResult<uint32_t> BlockStore::Crc(Ino ino) {
+  // Asked for by people (getfattr), so it may cost a read of the block.
+  const FsResult<OpenReply> open = Open({}, ino, O_RDONLY);
+  if (!open) return Fail(open.error().value);
+  FsResult<uint32_t> crc = Fail(EIO);
+  if (const auto bytes = Mapped(ino, open->handle)) crc = Crc32c(*bytes);
+  Release(ino, open->handle);
+  return crc;
+}
+
+
+FsStatus BlockStore::Fsync(Ino ino) {
+  MutexLock lock(mutex_);
+  const std::optional<BlockRef> ref = index_.FindHash(ino & ((Ino{1} << kInoKindShift) - 1));
+  if (!ref) return Fail(ENOENT);
+  const SlotId slot = index_.state(*ref).slot;
+  const bool dirty =
+      slot != 0 && (parts_.slots->record(slot).flags & iouring::kSlotDirty) != 0;
+  Status status;
+  if (parts_.segments == nullptr) {
+    return {};  // DRAM only: there is nothing more durable than it
+  }
+  if (dirty) {
+    status = MakeDurable(slot, iouring::EntryKind::kBlock, lock);
+  } else {
+    lock.native().unlock();
+    status = parts_.segments->Flush(true);
+    lock.native().lock();
+  }
+  if (!status.ok()) return Fail(ErrnoOf(status.code()));
+  return {};
+}
+
+}  // namespace kvcfs::fs

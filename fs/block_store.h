@@ -1,0 +1,296 @@
+// Blocks and chains of all namespaces on this node: what is cached where, who reads and writes it.
+//
+// Joins the chain index (what is cached), the DRAM tier's slots (passthrough backing files), the
+// NVMe segments and the block records of the MetaStore. Publishes from head to tail, evicts from
+// tail to head, so that what is cached is always a prefix.
+// Threads: any; calls may block on I/O of their own block. Lock order: mutex_, then the locks of
+//   MetaStore, SlotTier and ResidentSet; never the other way, and no I/O on data under mutex_.
+// Fails: errno values for calls of the kernel; Code for the rest.
+// Source: fs/SEMANTICS.md, DESIGN sections 3-5, 8, 10.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/metrics.h"
+#include "base/mutex.h"
+#include "fs/fs_types.h"
+#include "fs/namespace_table.h"
+#include "fs/resident_set.h"
+#include "iouring/segment_store.h"
+#include "iouring/slot_tier.h"
+#include "meta/chain_index.h"
+#include "meta/lease_table.h"
+#include "meta/meta_store.h"
+
+namespace kvcfs::fs {
+
+enum class Tier : uint8_t { kNone = 0, kDram = 1, kNvme = 2 };
+const char* TierName(Tier tier);
+
+// A cached block, as seen at one moment.
+struct BlockView {
+  meta::NamespaceId ns = 0;
+  BlockKey key;
+  BlockKey parent;
+  uint32_t ordinal = 0;
+  uint64_t length = 0;
+  Tier tier = Tier::kNone;
+  uint32_t hits = 0;
+  uint32_t lease_ms = 0;
+  int64_t mtime_nanos = 0;
+  int64_t atime_nanos = 0;
+  bool leaf = false;
+  Ino block_ino() const;
+  Ino chain_ino() const;
+};
+
+struct MatchAnswer {
+  uint32_t count = 0;
+  uint32_t lease_ms = 0;
+  std::vector<BlockView> blocks;
+};
+
+struct BlockStoreOptions {
+  std::chrono::milliseconds lease{30000};
+  std::chrono::milliseconds lease_hold{10000};  // beyond what was promised (cached entries)
+  std::chrono::milliseconds writeback_delay{500};
+  std::chrono::milliseconds publish_wait{1000};  // for the RELEASE of a writer that has flushed
+  std::chrono::milliseconds room_wait{5000};     // for write-back when the tier is full
+  uint64_t lease_bytes_max = 0;                  // half of the cache
+  uint32_t prefetch_blocks = 4;
+  bool resumed = false;  // the kernel still has our files open
+};
+
+struct BlockStoreParts {
+  NamespaceTable* namespaces = nullptr;
+  meta::MetaStore* meta = nullptr;
+  iouring::SlotTier* slots = nullptr;
+  ResidentSet* resident = nullptr;
+  iouring::SegmentStore* segments = nullptr;  // null: DRAM only
+  BackingOpener* backing = nullptr;
+  Notifier* notifier = nullptr;
+  const Clock* clock = nullptr;
+};
+
+struct BlockStoreStats {
+  uint64_t blocks = 0, leaves = 0, index_bytes = 0;
+  uint64_t dirty_bytes = 0, leased_bytes = 0, pending = 0, resident_blocks = 0;
+  uint64_t pinned_bytes = 0;  // may not be evicted now: dirty, leased
+};
+
+// What segment recovery found that the meta store may not know yet.
+struct RecoveredEntry {
+  iouring::EntryMeta meta;
+  iouring::SegmentPlace place;
+};
+
+class BlockStore : public SlotOwner {
+ public:
+  BlockStore(const BlockStoreOptions& options, const BlockStoreParts& parts);
+  ~BlockStore() override;
+
+  // The sequence up to which the meta store knows every block entry of the segments.
+  static uint64_t AppliedSequence(meta::MetaStore& store);
+  // Fills the index from the meta store, what the segments know beyond it, and surviving slots.
+  Status Recover(std::vector<RecoveredEntry> newer);
+  void Start();  // background threads
+  void Stop();
+
+  // ---- names
+  // kLease: counts as a use and promises to keep it; waits for a writer that has just flushed.
+  enum class Use { kPeek, kLease };
+  std::optional<BlockView> Find(meta::NamespaceId ns, const BlockKey& key, Use use);
+  std::optional<BlockView> FindIno(Ino ino, Use use);  // of a block or chain
+  // The block `ordinal` of the chain that ends in `tip`.
+  std::optional<BlockView> InChain(meta::NamespaceId ns, const BlockKey& tip, uint32_t ordinal,
+                                   Use use);
+  using Visit = std::function<bool(const BlockView&, uint64_t next_cookie)>;
+  void ListChain(meta::NamespaceId ns, const BlockKey& tip, uint64_t from_ordinal,
+                 const Visit& visit);
+  void ListLeaves(meta::NamespaceId ns, uint64_t cookie, const Visit& visit);
+  void ListBlocks(meta::NamespaceId ns, uint64_t cookie, const Visit& visit);
+  bool NamespaceIsEmpty(meta::NamespaceId ns);  // no block, and nobody writes one
+  uint64_t BlockCount(meta::NamespaceId ns);
+  uint64_t LiveBytes();  // of all cached blocks
+
+  enum MatchFlags : uint32_t { kMatchPrefetch = 1, kMatchNoLease = 2 };
+  MatchAnswer Match(meta::NamespaceId ns, std::span<const BlockKey> keys, uint32_t flags);
+
+  // ---- writing a block
+  struct Created {
+    Ino ino = 0;
+    OpenReply open;
+    struct stat attr {};
+  };
+  // EEXIST cached; ENOENT no such parent; ENOSPC.
+  FsResult<Created> Create(const Caller& caller, const Namespace& space,
+                           const std::optional<BlockKey>& parent, const BlockKey& key, int flags);
+  FsResult<struct stat> PendingAttr(Ino ino);
+  FsResult<OpenReply> PendingOpen(Ino ino, int flags);
+  FsStatus PendingTruncate(Ino ino, uint64_t length);
+  FsStatus PendingAllocate(Ino ino, int mode, uint64_t offset, uint64_t length);
+  FsResult<size_t> PendingRead(Ino ino, uint64_t offset, std::span<std::byte> into);
+  FsResult<size_t> PendingWrite(Ino ino, uint64_t offset, std::span<const std::byte> from);
+  FsStatus PendingFsync(Ino ino);
+  FsStatus PendingFlush(const Caller& caller, Ino ino);  // EFBIG, or what a durable close met
+  void PendingRelease(Ino ino, uint64_t handle);
+
+  // ---- reading a block
+  FsResult<OpenReply> Open(const Caller& caller, Ino ino, int flags);
+  // Classic FUSE: bytes in memory, good until Release of the handle.
+  FsResult<std::span<const std::byte>> Mapped(Ino ino, uint64_t handle);
+  void Release(Ino ino, uint64_t handle);
+  FsStatus Fsync(Ino ino);
+  FsResult<uint32_t> Crc(Ino ino);
+  void Touch(Ino ino);
+
+  // ---- dropping
+  FsStatus Drop(meta::NamespaceId ns, const BlockKey& key, uint64_t* dropped);
+  FsStatus UnlinkFromChain(meta::NamespaceId ns, const BlockKey& tip, uint32_t ordinal,
+                           const BlockKey& key);
+  FsStatus RemoveTip(meta::NamespaceId ns, const BlockKey& tip);
+  uint64_t DropNamespace(meta::NamespaceId ns);
+  // A tip or an entry that an unlink in its own chain has just taken along: may still be removed.
+  bool IsGhost(meta::NamespaceId ns, const BlockKey& key);
+  void ForgetGhost(meta::NamespaceId ns, const BlockKey& key);
+  std::optional<std::pair<meta::NamespaceId, BlockKey>> GhostOf(Ino chain_ino);
+
+  // ---- tiers
+  bool TryEvict(iouring::SlotId slot) override;
+  void WriteBackSoon(iouring::SlotId slot) override;
+  iouring::Fate Judge(const iouring::EntryMeta& meta, const iouring::SegmentPlace& place);
+  void Moved(const iouring::EntryMeta& meta, const iouring::SegmentPlace& before,
+             const iouring::SegmentPlace& now);
+  void Lost(const iouring::EntryMeta& meta, const iouring::SegmentPlace& place);
+  uint64_t Shed(uint64_t bytes);
+  // Everything dirty is on NVMe and in the meta store, durable, when this returns.
+  Status WriteBackAll();
+
+  BlockStoreStats Stats();
+
+ private:
+  using SlotId = iouring::SlotId;
+
+  BlockView ViewOf(meta::BlockRef ref) KVC_REQUIRES(mutex_);
+  uint32_t Grant(meta::BlockRef ref) KVC_REQUIRES(mutex_);
+  bool IsHeld(meta::BlockRef ref) KVC_REQUIRES(mutex_);  // leased, open, or a child is written
+  // Waits, bounded, while a writer of that key has flushed and not yet released.
+  void AwaitPublication(meta::NamespaceId ns, const BlockKey& key, MutexLock& lock)
+      KVC_REQUIRES(mutex_);
+  BlockView UseOf(meta::BlockRef ref, Use use) KVC_REQUIRES(mutex_);
+  uint32_t NowSeconds() const;
+
+  // Of an unpublished block's inode, or null.
+  iouring::SlotRecord* PendingOf(Ino ino) KVC_REQUIRES(mutex_);
+  Created CreatedReply(SlotId slot) KVC_REQUIRES(mutex_);
+  OpenReply PendingOpenReply(const iouring::SlotRecord& record);
+  Result<Fd> PendingFile(Ino ino, uint64_t end);
+  // All writers are gone: seal, check, make visible; or discard.
+  void PublishSlot(SlotId slot);
+  void RetryZombies();
+  void ForgetPending(SlotId slot) KVC_REQUIRES(mutex_);
+  void Unpin(uint64_t hash) KVC_REQUIRES(mutex_);
+  void Discard(SlotId slot, Counter* why) KVC_REQUIRES(mutex_);
+  // Evicts coldest leaves of a namespace until one more block fits its quota.
+  bool MakeQuotaRoom(const Namespace& space);
+  bool StillMapped(SlotId slot);
+  void CloseBackingOf(SlotId slot);
+
+  // Removes one leaf everywhere. The slot goes at once, or with its last reader.
+  void RemoveLeaf(meta::BlockRef ref, Counter& why) KVC_REQUIRES(mutex_);
+  uint64_t DropTree(meta::BlockRef ref, Counter& why, bool tombstone) KVC_REQUIRES(mutex_);
+  void AppendTombstone(meta::NamespaceId ns, const BlockKey& key) KVC_REQUIRES(mutex_);
+  void RememberGhosts(const std::vector<meta::BlockRef>& refs) KVC_REQUIRES(mutex_);
+
+  FsResult<OpenReply> OpenResident(SlotId slot) KVC_REQUIRES(mutex_);
+  bool MapSlot(SlotId slot, uint64_t length) KVC_REQUIRES(mutex_);
+  void FreeBlockSlot(SlotId slot) KVC_REQUIRES(mutex_);
+  // Brings a block into a slot. Waits for another fetch of the same block.
+  Status FetchBlock(meta::NamespaceId ns, const BlockKey& key);
+  void PrefetchBehind(meta::BlockRef ref) KVC_REQUIRES(mutex_);
+
+  // Write-back.
+  void QueueWriteBack(SlotId slot, std::chrono::milliseconds delay) KVC_REQUIRES(mutex_);
+  // Queues one slot's bytes for NVMe; `done` (may be empty) is told how it went.
+  void AppendSlot(SlotId slot, bool durable, iouring::EntryKind kind,
+                  std::function<void(Code)> done, MutexLock& lock) KVC_REQUIRES(mutex_);
+  void OnWritten(SlotId slot, uint32_t generation, const Result<iouring::SegmentPlace>& place,
+                 const iouring::EntryMeta& meta);
+  Status MakeDurable(SlotId slot, iouring::EntryKind kind, MutexLock& lock) KVC_REQUIRES(mutex_);
+  void RunWriteBack();
+  void RunPrefetch();
+  void RunRecords();
+  // Records go to the meta store in batches, in this order.
+  void PutRecord(meta::BlockRef ref) KVC_REQUIRES(mutex_);
+  void DeleteRecord(meta::NamespaceId ns, const BlockKey& key) KVC_REQUIRES(mutex_);
+  void NoteApplied(uint64_t sequence) KVC_REQUIRES(mutex_);
+  Status FlushRecords(bool sync);
+
+  const BlockStoreOptions options_;
+  const BlockStoreParts parts_;
+
+  Mutex mutex_;
+  std::condition_variable_any published_;  // a pending block came or went; a fetch ended
+  meta::ChainIndex index_ KVC_GUARDED_BY(mutex_);
+  meta::LeaseTable leases_ KVC_GUARDED_BY(mutex_);
+  std::unordered_map<uint64_t, std::vector<SlotId>> pending_ KVC_GUARDED_BY(mutex_);  // by hash62
+  std::unordered_map<uint64_t, uint32_t> pins_ KVC_GUARDED_BY(mutex_);  // children being written
+  std::unordered_map<uint64_t, int> fetching_ KVC_GUARDED_BY(mutex_);   // by hash62
+  std::unordered_map<SlotId, std::pair<void*, size_t>> mappings_ KVC_GUARDED_BY(mutex_);
+  std::vector<SlotId> zombies_ KVC_GUARDED_BY(mutex_);  // released, but still mapped by someone
+  struct Ghost {
+    meta::NamespaceId ns;
+    BlockKey key;
+    std::chrono::milliseconds until;
+  };
+  std::unordered_map<uint64_t, Ghost> ghosts_ KVC_GUARDED_BY(mutex_);  // by hash62
+  uint64_t dirty_bytes_ KVC_GUARDED_BY(mutex_) = 0;
+  uint64_t resident_blocks_ KVC_GUARDED_BY(mutex_) = 0;
+  uint64_t pending_count_ KVC_GUARDED_BY(mutex_) = 0;
+  bool nvme_full_ KVC_GUARDED_BY(mutex_) = false;
+  std::unordered_map<meta::NamespaceId, uint64_t> space_bytes_ KVC_GUARDED_BY(mutex_);
+  // Sequences of durable blocks that are not published yet: recovery must still look at them.
+  std::set<uint64_t> intents_ KVC_GUARDED_BY(mutex_);
+  std::unordered_map<Ino, uint32_t> doomed_readers_ KVC_GUARDED_BY(mutex_);  // dropped, still open
+  std::set<SlotId> in_flight_ KVC_GUARDED_BY(mutex_);  // being written back
+
+  struct Due {
+    std::chrono::milliseconds at;
+    SlotId slot;
+    uint32_t generation;
+  };
+  std::deque<Due> due_ KVC_GUARDED_BY(mutex_);
+  std::condition_variable_any due_changed_;
+  uint64_t appends_in_flight_ KVC_GUARDED_BY(mutex_) = 0;
+  std::deque<std::pair<meta::NamespaceId, BlockKey>> prefetch_ KVC_GUARDED_BY(mutex_);
+  std::condition_variable_any prefetch_changed_;
+  bool stopping_ KVC_GUARDED_BY(mutex_) = false;
+
+  // Records on their way to the meta store, written by one thread in batches.
+  Mutex records_write_mutex_;  // taken before records_mutex_: batches are written in order
+  meta::MetaBatch unwritten_ KVC_GUARDED_BY(records_write_mutex_);
+  bool records_failing_ KVC_GUARDED_BY(records_write_mutex_) = false;
+  Mutex records_mutex_;
+  std::condition_variable_any records_changed_;
+  meta::MetaBatch records_ KVC_GUARDED_BY(records_mutex_);
+  uint64_t records_count_ KVC_GUARDED_BY(records_mutex_) = 0;
+  uint64_t records_sequence_ KVC_GUARDED_BY(records_mutex_) = 0;
+  uint64_t records_sequence_written_ KVC_GUARDED_BY(records_mutex_) = 0;
+  bool records_stopping_ KVC_GUARDED_BY(records_mutex_) = false;
+
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace kvcfs::fs

@@ -1,0 +1,491 @@
+// Between the tiers: write-back, eviction, reclaim of segments, and the records that say where.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <future>
+
+#include "base/log.h"
+#include "fs/block_metrics.h"
+#include "fs/block_store.h"
+#include "meta/block_records.h"
+
+namespace kvcfs::fs {
+namespace {
+
+using iouring::EntryKind;
+using iouring::EntryMeta;
+using iouring::SegmentPlace;
+using iouring::SlotId;
+using iouring::SlotRecord;
+using iouring::SlotState;
+using meta::BlockHash62;
+using meta::BlockRef;
+using meta::BlockState;
+using meta::NamespaceId;
+using std::chrono::milliseconds;
+
+constexpr milliseconds kRetryWhenFull{1000};
+constexpr milliseconds kRecordsDelay{20};  // group commit: many records, one write
+constexpr uint64_t kRecordsCountMax = 4096;
+
+bool ReadAll(int fd, std::span<std::byte> into) {
+  size_t done = 0;
+  while (done < into.size()) {
+    const ssize_t got =
+        ::pread(fd, into.data() + done, into.size() - done, static_cast<off_t>(done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return false;
+    done += static_cast<size_t>(got);
+  }
+  return true;
+}
+
+}  // namespace
+
+// ---- write-back
+
+void BlockStore::QueueWriteBack(SlotId slot, milliseconds delay) {
+  if (parts_.segments == nullptr) return;
+  due_.push_back({parts_.clock->Monotonic() + delay, slot, parts_.slots->record(slot).generation});
+  due_changed_.notify_all();
+}
+
+void BlockStore::WriteBackSoon(SlotId slot) {
+  MutexLock lock(mutex_);
+  const SlotRecord& record = parts_.slots->record(slot);
+  if (record.state.load() != SlotState::kBlock || (record.flags & iouring::kSlotDirty) == 0) return;
+  // What is due is in order of publication; the coldest dirty slot is near its front.
+  for (Due& due : due_) {
+    if (due.slot == slot) {
+      due.at = milliseconds(0);
+      due_changed_.notify_all();
+      return;
+    }
+  }
+}
+
+void BlockStore::AppendSlot(SlotId slot, bool durable, EntryKind kind,
+                            std::function<void(Code)> done, MutexLock& lock) {
+  const SlotRecord& record = parts_.slots->record(slot);
+  const std::optional<Namespace> space = parts_.namespaces->Get(record.namespace_id);
+  Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
+  if (!space || !file.ok()) {
+    if (done) done(Code::kNotFound);
+    return;
+  }
+  iouring::AppendRequest request;
+  request.meta.kind = kind;
+  request.meta.namespace_uuid = space->uuid;
+  request.meta.key = record.key;
+  request.meta.parent = record.parent;
+  request.meta.ordinal = record.ordinal;
+  request.meta.length = record.length;
+  request.meta.mtime_nanos = record.mtime_nanos;
+  request.durable = durable;
+  // The descriptor keeps the bytes even if the slot is given up meanwhile.
+  auto shared = std::make_shared<Fd>(std::move(*file));
+  request.fill = [shared](std::span<std::byte> into) { return ReadAll(shared->get(), into); };
+  const uint32_t generation = record.generation;
+  request.done = [this, slot, generation, done](Result<SegmentPlace> place,
+                                                const EntryMeta& meta) {
+    OnWritten(slot, generation, place, meta);
+    if (done) done(place.code());
+  };
+  in_flight_.insert(slot);
+  ++appends_in_flight_;
+  const uint64_t length = record.length;
+  lock.native().unlock();
+  Status queued = parts_.segments->Append(request);
+  while (queued.code() == Code::kBusy) {
+    parts_.segments->WaitForRoom(length, 1000);
+    queued = parts_.segments->Append(request);
+  }
+  lock.native().lock();
+  if (!queued.ok()) {
+    in_flight_.erase(slot);
+    --appends_in_flight_;
+    if (queued.code() == Code::kNoSpace) nvme_full_ = true;
+    if (parts_.slots->record(slot).generation == generation) QueueWriteBack(slot, kRetryWhenFull);
+    if (done) done(queued.code());
+  }
+}
+
+void BlockStore::OnWritten(SlotId slot, uint32_t generation, const Result<SegmentPlace>& place,
+                           const EntryMeta& meta) {
+  MutexLock lock(mutex_);
+  in_flight_.erase(slot);
+  --appends_in_flight_;
+  due_changed_.notify_all();
+  SlotRecord& record = parts_.slots->record(slot);
+  const bool ours = record.generation == generation && record.key == meta.key;
+  const SlotState state_now = record.state.load();
+  if (!place.ok()) {
+    const bool full = place.code() == Code::kNoSpace;
+    if (full && !nvme_full_) {
+      KVC_LOG(Warn, "the NVMe tier is full; what is dirty stays in DRAM or goes", "error={}",
+              LogValue(place.error().text));
+    }
+    nvme_full_ = nvme_full_ || full;
+    if (ours && state_now == SlotState::kBlock) {
+      QueueWriteBack(slot, kRetryWhenFull);
+      parts_.resident->RoomMayBeHad();
+    }
+    return;
+  }
+  nvme_full_ = false;
+  if (meta.kind == EntryKind::kBlockIntent) {
+    if (ours && state_now == SlotState::kPending) {
+      if (record.place.valid()) {
+        parts_.segments->MarkDead(record.place, record.length);
+        intents_.erase(record.place.sequence);
+      }
+      record.place = *place;
+      record.crc32c = meta.crc32c;
+      intents_.insert(place->sequence);
+    } else {
+      parts_.segments->MarkDead(*place, meta.length);
+    }
+    NoteApplied(place->sequence);
+    return;
+  }
+  const std::optional<BlockRef> ref =
+      ours ? index_.Find(record.namespace_id, record.key) : std::nullopt;
+  if (!ref || index_.state(*ref).slot != slot || state_now != SlotState::kBlock) {
+    parts_.segments->MarkDead(*place, meta.length);  // dropped meanwhile
+    NoteApplied(place->sequence);
+    return;
+  }
+  BlockState state = index_.state(*ref);
+  if (state.segment != 0) {
+    parts_.segments->MarkDead({state.segment, state.offset_4k, state.sequence}, state.length);
+  }
+  state.segment = place->segment;
+  state.offset_4k = place->offset_4k;
+  state.sequence = place->sequence;
+  index_.SetState(*ref, state);
+  record.place = *place;
+  record.crc32c = meta.crc32c;
+  if ((record.flags & iouring::kSlotDirty) != 0) dirty_bytes_ -= record.length;
+  record.flags &= ~iouring::kSlotDirty;
+  BlockMetrics::Get().written_back_bytes.Add(static_cast<double>(meta.length));
+  PutRecord(*ref);
+  NoteApplied(place->sequence);
+  parts_.resident->RoomMayBeHad();
+}
+
+void BlockStore::RunWriteBack() {
+  SetThreadName("write-back");
+  MutexLock lock(mutex_);
+  while (!stopping_) {
+    const milliseconds now = parts_.clock->Monotonic();
+    milliseconds wait{1000};
+    if (!zombies_.empty()) {
+      wait = milliseconds(20);
+      lock.native().unlock();
+      RetryZombies();
+      lock.native().lock();
+    }
+    bool worked = false;
+    for (size_t i = 0; i < due_.size() && !stopping_; ++i) {
+      // Requeued ones stand behind younger ones only by their delay: look no further than the first
+      // that is not due yet, but for those that were hurried (at 0).
+      if (due_[i].at > now) {
+        wait = std::min(wait, due_[i].at - now);
+        if (i > 64) break;
+        continue;
+      }
+      const Due due = due_[i];
+      due_.erase(due_.begin() + static_cast<std::ptrdiff_t>(i));
+      const SlotRecord& record = parts_.slots->record(due.slot);
+      worked = true;
+      if (record.generation == due.generation && record.state.load() == SlotState::kBlock &&
+          (record.flags & iouring::kSlotDirty) != 0 &&
+          (record.flags & iouring::kSlotDoomed) == 0 && !in_flight_.contains(due.slot)) {
+        AppendSlot(due.slot, false, EntryKind::kBlock, {}, lock);
+      }
+      break;
+    }
+    if (!worked) due_changed_.wait_for(lock.native(), std::max(wait, milliseconds(1)));
+  }
+}
+
+Status BlockStore::MakeDurable(SlotId slot, EntryKind kind, MutexLock& lock) {
+  if (parts_.segments == nullptr) return {};
+  const uint32_t generation = parts_.slots->record(slot).generation;
+  // The chain up to it must survive with it, oldest first.
+  std::vector<SlotId> dirty;
+  const SlotRecord& record = parts_.slots->record(slot);
+  if (!record.parent.IsZero()) {
+    std::optional<BlockRef> ref = index_.Find(record.namespace_id, record.parent);
+    while (ref && ref->valid()) {
+      const SlotId at = index_.state(*ref).slot;
+      if (at != 0 && (parts_.slots->record(at).flags & iouring::kSlotDirty) != 0) {
+        dirty.push_back(at);
+      } else if (index_.state(*ref).segment != 0 && dirty.empty()) {
+        break;  // written back from head to tail: above it everything is
+      }
+      ref = index_.parent(*ref);
+    }
+  }
+  for (auto at = dirty.rbegin(); at != dirty.rend(); ++at) {
+    const SlotRecord& above = parts_.slots->record(*at);
+    if (above.state.load() == SlotState::kBlock && (above.flags & iouring::kSlotDirty) != 0 &&
+        !in_flight_.contains(*at)) {
+      AppendSlot(*at, false, EntryKind::kBlock, {}, lock);
+    }
+  }
+  if (parts_.slots->record(slot).generation != generation) {
+    return Error{Code::kNotFound, "dropped meanwhile"};
+  }
+  auto promise = std::make_shared<std::promise<Code>>();
+  std::future<Code> answer = promise->get_future();
+  AppendSlot(slot, true, kind, [promise](Code code) { promise->set_value(code); }, lock);
+  lock.native().unlock();
+  const Code code = answer.get();
+  lock.native().lock();
+  if (code != Code::kOk) {
+    return Error{code, "write to the NVMe tier: " + std::string(CodeName(code))};
+  }
+  return {};
+}
+
+Status BlockStore::WriteBackAll() {
+  if (parts_.segments == nullptr) return {};
+  {
+    MutexLock lock(mutex_);
+    for (Due& due : due_) due.at = milliseconds(0);
+    due_changed_.notify_all();
+    // Gives up where nothing moves any more (a full disk): what cannot be kept is a miss.
+    uint64_t before = dirty_bytes_;
+    int idle_rounds = 0;
+    while ((dirty_bytes_ > 0 || appends_in_flight_ > 0) && idle_rounds < 50) {
+      due_changed_.notify_all();
+      due_changed_.wait_for(lock.native(), milliseconds(100));
+      if (nvme_full_ && appends_in_flight_ == 0) idle_rounds += 10;
+      idle_rounds = dirty_bytes_ == before ? idle_rounds + 1 : 0;
+      before = dirty_bytes_;
+    }
+    if (dirty_bytes_ > 0) {
+      KVC_LOG(Warn, "not everything reached NVMe", "dirty_bytes={}", dirty_bytes_);
+    }
+  }
+  KVC_TRY(parts_.segments->Flush(true));
+  return FlushRecords(true);
+}
+
+// ---- records
+
+void BlockStore::PutRecord(BlockRef ref) {
+  const BlockState state = index_.state(ref);
+  meta::BlockRecord record;
+  record.parent = index_.parent_key(ref);
+  record.ordinal = index_.ordinal(ref);
+  record.length = state.length;
+  record.place = {state.segment, state.offset_4k, state.sequence};
+  record.mtime_s = state.mtime_s;
+  record.hits = state.hits;
+  MutexLock lock(records_mutex_);
+  records_.Put(meta::BlockRecordKey(index_.namespace_of(ref), index_.key(ref)),
+               meta::EncodeBlockRecord(record));
+  if (++records_count_ >= kRecordsCountMax) records_changed_.notify_one();
+}
+
+void BlockStore::DeleteRecord(NamespaceId ns, const BlockKey& key) {
+  MutexLock lock(records_mutex_);
+  records_.Delete(meta::BlockRecordKey(ns, key));
+  ++records_count_;
+}
+
+void BlockStore::NoteApplied(uint64_t sequence) {
+  // A durable block that is not published yet must be found by the next recovery.
+  const uint64_t applied = intents_.empty() ? sequence : std::min(sequence, *intents_.begin() - 1);
+  MutexLock lock(records_mutex_);
+  records_sequence_ = std::max(records_sequence_, applied);
+}
+
+Status BlockStore::FlushRecords(bool sync) {
+  MutexLock writing(records_write_mutex_);
+  // What an earlier try could not write comes first: the order of records is their meaning. The
+  // applied sequence goes with them, so that a restart finds in the segments what is not written.
+  for (const bool retry : {true, false}) {
+    if (unwritten_.empty() == retry) continue;
+    if (!retry) {
+      MutexLock lock(records_mutex_);
+      if (records_count_ == 0 && records_sequence_ == records_sequence_written_) break;
+      std::swap(unwritten_, records_);
+      records_count_ = 0;
+      records_sequence_written_ = records_sequence_;
+      unwritten_.Put(meta::AppliedSequenceKey(), meta::EncodeCounter(records_sequence_));
+    }
+    const Status written = parts_.meta->Write(unwritten_, false);
+    if (!written.ok()) {
+      if (!records_failing_) {
+        KVC_LOG(Warn, "block records cannot be written; kept in memory", "error={}",
+                LogValue(written.error().text));
+      }
+      records_failing_ = true;
+      return written;
+    }
+    records_failing_ = false;
+  }
+  return sync ? parts_.meta->Sync() : Status{};
+}
+
+void BlockStore::RunRecords() {
+  SetThreadName("meta-log");
+  for (;;) {
+    {
+      MutexLock lock(records_mutex_);
+      records_changed_.wait_for(lock.native(), kRecordsDelay, [&]() KVC_NO_ANALYSIS {
+        return records_stopping_ || records_count_ >= kRecordsCountMax;
+      });
+      if (records_stopping_) break;
+      if (records_count_ == 0 && records_sequence_ == records_sequence_written_) continue;
+    }
+    if (!FlushRecords(false).ok()) std::this_thread::sleep_for(kRetryWhenFull);
+  }
+  (void)FlushRecords(false);
+}
+
+uint64_t BlockStore::AppliedSequence(meta::MetaStore& store) {
+  const auto value = store.Get(meta::AppliedSequenceKey());
+  if (!value.ok() || !value->has_value()) return 0;
+  return meta::DecodeCounter(**value).value_or(0);
+}
+
+// ---- eviction
+
+bool BlockStore::TryEvict(SlotId slot) {
+  MutexLock lock(mutex_);
+  SlotRecord& record = parts_.slots->record(slot);
+  if (record.state.load() != SlotState::kBlock) return false;
+  if (record.readers > 0 && !options_.resumed) return false;
+  const std::optional<BlockRef> ref = index_.Find(record.namespace_id, record.key);
+  if (!ref || index_.state(*ref).slot != slot) return false;
+  if (in_flight_.contains(slot)) return false;
+  const bool dirty = (record.flags & iouring::kSlotDirty) != 0;
+  // Dirty with nowhere to go: then the cache itself is what must shrink, from the leaves.
+  const bool nowhere = parts_.segments == nullptr || nvme_full_;
+  if (dirty && (!nowhere || index_.child_count(*ref) > 0 || IsHeld(*ref))) return false;
+  // Opens count in the record, but mappings outlive them: closing the backing id and asking for a
+  // write lease finds both.
+  const uint32_t backing_id = record.backing_id;
+  CloseBackingOf(slot);
+  if (StillMapped(slot)) {
+    if (backing_id != 0 && record.readers > 0) record.backing_id = 0;
+    return false;
+  }
+  if (dirty) {
+    DropTree(*ref, BlockMetrics::Get().evicted_capacity, false);
+    return true;
+  }
+  BlockState state = index_.state(*ref);
+  state.slot = 0;
+  index_.SetState(*ref, state);
+  --resident_blocks_;
+  FreeBlockSlot(slot);
+  BlockMetrics::Get().evicted_dram.Add();
+  return true;
+}
+
+uint64_t BlockStore::Shed(uint64_t bytes) {
+  uint64_t freed = 0;
+  MutexLock lock(mutex_);
+  index_.VisitColdestLeaves([&](BlockRef ref) KVC_NO_ANALYSIS {
+    const BlockState state = index_.state(ref);
+    if (state.segment != 0 && !IsHeld(ref)) {
+      freed += state.length;
+      RemoveLeaf(ref, BlockMetrics::Get().evicted_capacity);
+    }
+    return freed < bytes;
+  });
+  return freed;
+}
+
+bool BlockStore::MakeQuotaRoom(const Namespace& space) {
+  if (space.quota_bytes == 0) return true;
+  MutexLock lock(mutex_);
+  const auto over = [&]() KVC_NO_ANALYSIS {
+    return space_bytes_[space.id] + space.block_bytes > space.quota_bytes;
+  };
+  if (!over()) return true;
+  index_.VisitColdestLeaves([&](BlockRef ref) KVC_NO_ANALYSIS {
+    if (index_.namespace_of(ref) == space.id && !IsHeld(ref)) {
+      RemoveLeaf(ref, BlockMetrics::Get().evicted_capacity);
+    }
+    return over();
+  });
+  return !over();
+}
+
+// ---- segments
+
+iouring::Fate BlockStore::Judge(const EntryMeta& meta, const SegmentPlace& place) {
+  const std::optional<Namespace> space = parts_.namespaces->FindUuid(meta.namespace_uuid);
+  if (!space) return iouring::Fate::kDead;
+  MutexLock lock(mutex_);
+  if (meta.kind == EntryKind::kBlockIntent && intents_.contains(place.sequence)) {
+    return iouring::Fate::kMove;
+  }
+  const std::optional<BlockRef> ref = index_.Find(space->id, meta.key);
+  if (!ref) return iouring::Fate::kDead;
+  const BlockState state = index_.state(*ref);
+  const bool ours = state.segment == place.segment && state.offset_4k == place.offset_4k;
+  return ours ? iouring::Fate::kMove : iouring::Fate::kDead;
+}
+
+void BlockStore::Moved(const EntryMeta& meta, const SegmentPlace& before,
+                       const SegmentPlace& now) {
+  const std::optional<Namespace> space = parts_.namespaces->FindUuid(meta.namespace_uuid);
+  MutexLock lock(mutex_);
+  if (space && meta.kind == EntryKind::kBlockIntent && intents_.erase(before.sequence) > 0) {
+    const auto found = pending_.find(BlockHash62(space->id, meta.key));
+    for (const SlotId slot : found == pending_.end() ? std::vector<SlotId>{} : found->second) {
+      SlotRecord& record = parts_.slots->record(slot);
+      if (!(record.place == before)) continue;
+      record.place = now;
+      intents_.insert(now.sequence);
+      return;
+    }
+  }
+  const std::optional<BlockRef> ref = space ? index_.Find(space->id, meta.key) : std::nullopt;
+  BlockState state = ref ? index_.state(*ref) : BlockState{};
+  if (!ref || state.segment != before.segment || state.offset_4k != before.offset_4k) {
+    parts_.segments->MarkDead(now, meta.length);
+    return;
+  }
+  state.segment = now.segment;
+  state.offset_4k = now.offset_4k;
+  state.sequence = now.sequence;
+  index_.SetState(*ref, state);
+  if (state.slot != 0) parts_.slots->record(state.slot).place = now;
+  PutRecord(*ref);
+}
+
+void BlockStore::Lost(const EntryMeta& meta, const SegmentPlace& place) {
+  const std::optional<Namespace> space = parts_.namespaces->FindUuid(meta.namespace_uuid);
+  if (!space) return;
+  MutexLock lock(mutex_);
+  const std::optional<BlockRef> ref = index_.Find(space->id, meta.key);
+  if (!ref) return;
+  BlockState state = index_.state(*ref);
+  if (state.segment != place.segment || state.offset_4k != place.offset_4k) return;
+  if (state.slot != 0) {
+    // Its bytes are in DRAM still: write them again elsewhere.
+    SlotRecord& record = parts_.slots->record(state.slot);
+    state.segment = state.offset_4k = 0;
+    state.sequence = 0;
+    index_.SetState(*ref, state);
+    record.place = {};
+    record.flags |= iouring::kSlotDirty;
+    dirty_bytes_ += state.length;
+    QueueWriteBack(state.slot, milliseconds(0));
+    return;
+  }
+  KVC_LOG(Error, "a block is lost on NVMe; it and what extends it are gone",
+          "namespace={} key={}", LogValue(space->name), meta.key.ToHex());
+  DropTree(*ref, BlockMetrics::Get().damaged, false);
+}
+
+}  // namespace kvcfs::fs

@@ -1,0 +1,458 @@
+// Writing a block: create into an empty slot, nobody sees it before the last close.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "base/crc32c.h"
+#include "base/log.h"
+#include "fs/block_metrics.h"
+#include "fs/block_store.h"
+
+namespace kvcfs::fs {
+namespace {
+
+using iouring::SlotId;
+using iouring::SlotRecord;
+using iouring::SlotState;
+using meta::BlockHash62;
+using meta::BlockRef;
+using meta::BlockState;
+using meta::NamespaceId;
+
+constexpr uint64_t kPassthroughHandle = uint64_t{1} << 40;
+
+// True if the process dies by a signal: while it exits, its files are closed by the kernel, its
+// memory is gone already (so /proc/PID/exe leads nowhere), and stat tells the exit code.
+// Source: proc(5), fields 9 (flags) and 52 (exit_code); kernel/exit.c do_exit().
+bool DiesBySignal(pid_t pid) {
+  if (pid <= 0) return false;  // of another pid namespace: cannot be seen
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/%d/exe", pid);
+  char target[8];
+  if (::readlink(path, target, sizeof target) > 0) return false;  // alive and well
+  std::snprintf(path, sizeof path, "/proc/%d/stat", pid);
+  const Fd fd(::open(path, O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return false;
+  char text[1024];
+  const ssize_t got = ::read(fd.get(), text, sizeof text - 1);
+  if (got <= 0) return false;
+  text[got] = 0;
+  const char* at = std::strrchr(text, ')');
+  if (at == nullptr) return false;
+  // The field behind ')' is the third.
+  const char* exit_code = std::strrchr(text, ' ');
+  if (exit_code == nullptr || exit_code <= at) return false;
+  return (std::atoi(exit_code + 1) & 0x7f) != 0;
+}
+
+Ino PendingIno(SlotId slot, uint32_t generation) {
+  return (Ino{1} << 61) | (static_cast<Ino>(generation & 0xffffff) << 32) | slot;
+}
+
+}  // namespace
+
+SlotRecord* BlockStore::PendingOf(Ino ino) {
+  const auto slot = static_cast<SlotId>(ino & 0xffffffff);
+  if (slot == 0 || slot > parts_.slots->slot_count()) return nullptr;
+  SlotRecord& record = parts_.slots->record(slot);
+  return record.ino == ino && record.state.load() == SlotState::kPending ? &record : nullptr;
+}
+
+FsResult<BlockStore::Created> BlockStore::Create(const Caller& caller, const Namespace& space,
+                                                 const std::optional<BlockKey>& parent,
+                                                 const BlockKey& key, int flags) {
+  const uint64_t hash = BlockHash62(space.id, key);
+  uint64_t parent_hash = 0;
+  uint32_t ordinal = 0;
+  {
+    MutexLock lock(mutex_);
+    if (caller.resent) {
+      // It happened already if a writer of this very request is there.
+      const auto found = pending_.find(hash);
+      for (const SlotId slot : found == pending_.end() ? std::vector<SlotId>{} : found->second) {
+        SlotRecord& record = parts_.slots->record(slot);
+        if (record.aux == caller.unique) return CreatedReply(slot);
+      }
+    }
+    if (!pending_.empty()) AwaitPublication(space.id, key, lock);
+    if (index_.Find(space.id, key)) return Fail(EEXIST);
+    if (parent) {
+      std::optional<BlockRef> ref = index_.Find(space.id, *parent);
+      if (!ref) {
+        AwaitPublication(space.id, *parent, lock);
+        ref = index_.Find(space.id, *parent);
+      }
+      if (!ref) return Fail(ENOENT);
+      ordinal = index_.ordinal(*ref) + 1;
+      parent_hash = BlockHash62(space.id, *parent);
+      ++pins_[parent_hash];
+      index_.Touch(*ref, NowSeconds(), false);
+    }
+  }
+  const auto unpin = [&]() KVC_NO_ANALYSIS {
+    if (parent_hash != 0) Unpin(parent_hash);
+  };
+  if (!MakeQuotaRoom(space)) {
+    MutexLock lock(mutex_);
+    unpin();
+    return Fail(ENOSPC);
+  }
+
+  Result<SlotId> slot = parts_.resident->CreateSlot(space.block_bytes, options_.room_wait);
+  if (!slot.ok()) {
+    MutexLock lock(mutex_);
+    unpin();
+    KVC_LOG(Warn, "no room for a block; leases or a full data disk hold the tier",
+            "namespace={} bytes={} error={}", LogValue(space.name), space.block_bytes,
+            LogValue(slot.error().text));
+    return Fail(ErrnoOf(slot.code()));
+  }
+  SlotRecord& record = parts_.slots->record(*slot);
+  record.ino = PendingIno(*slot, record.generation);
+  record.namespace_id = space.id;
+  record.key = key;
+  record.parent = parent.value_or(BlockKey{});
+  record.ordinal = ordinal;
+  record.writers = 1;
+  record.aux = caller.unique;
+  if (parts_.backing->enabled()) {
+    Result<Fd> file = parts_.slots->OpenFile(*slot, O_RDWR);
+    Result<uint32_t> id = file.ok() ? parts_.backing->OpenBacking(file->get()) : file.error();
+    if (id.ok()) {
+      record.backing_id = *id;
+    } else {
+      KVC_LOG(Warn, "no passthrough for this block", "error={}", LogValue(id.error().text));
+    }
+  }
+  MutexLock lock(mutex_);
+  pending_[hash].push_back(*slot);
+  ++pending_count_;
+  record.state.store(SlotState::kPending, std::memory_order_release);
+  (void)flags;
+  return CreatedReply(*slot);
+}
+
+BlockStore::Created BlockStore::CreatedReply(SlotId slot) {
+  const SlotRecord& record = parts_.slots->record(slot);
+  Created created;
+  created.ino = record.ino;
+  created.open = PendingOpenReply(record);
+  created.attr.st_ino = record.ino;
+  created.attr.st_mode = S_IFREG | 0644;
+  created.attr.st_nlink = 1;
+  created.attr.st_blksize = 4096;
+  return created;
+}
+
+OpenReply BlockStore::PendingOpenReply(const SlotRecord& record) {
+  OpenReply open;
+  open.mode = record.backing_id != 0 ? OpenMode::kPassthrough : OpenMode::kDirect;
+  open.backing_id = record.backing_id;
+  open.handle = (record.ino & 0xffffffff) | (record.backing_id != 0 ? kPassthroughHandle : 0);
+  return open;
+}
+
+FsResult<struct stat> BlockStore::PendingAttr(Ino ino) {
+  MutexLock lock(mutex_);
+  const SlotRecord* record = PendingOf(ino);
+  if (record == nullptr) return Fail(ENOENT);
+  struct stat attr {};
+  const Result<Fd> file = parts_.slots->OpenFile(static_cast<SlotId>(ino & 0xffffffff), O_RDONLY);
+  if (!file.ok() || ::fstat(file->get(), &attr) != 0) return Fail(EIO);
+  const std::optional<Namespace> space = parts_.namespaces->Get(record->namespace_id);
+  attr.st_ino = ino;
+  attr.st_mode = S_IFREG | 0644;
+  attr.st_nlink = 1;
+  attr.st_uid = space ? space->uid : 0;
+  attr.st_gid = space ? space->gid : 0;
+  attr.st_blksize = 4096;
+  attr.st_blocks = (attr.st_size + 511) / 512;
+  return attr;
+}
+
+FsResult<OpenReply> BlockStore::PendingOpen(Ino ino, int flags) {
+  MutexLock lock(mutex_);
+  SlotRecord* record = PendingOf(ino);
+  if (record == nullptr) return Fail(ENOENT);
+  if ((flags & O_TRUNC) != 0) {
+    const Result<Fd> file = parts_.slots->OpenFile(static_cast<SlotId>(ino & 0xffffffff), O_RDWR);
+    if (!file.ok() || ::ftruncate(file->get(), 0) != 0) return Fail(EIO);
+  }
+  ++record->writers;
+  return PendingOpenReply(*record);
+}
+
+FsStatus BlockStore::PendingTruncate(Ino ino, uint64_t length) {
+  const Result<Fd> file = PendingFile(ino, length);
+  if (!file.ok()) return Fail(ErrnoOf(file.code()));
+  if (::ftruncate(file->get(), static_cast<off_t>(length)) != 0) return Fail(errno);
+  return {};
+}
+
+FsStatus BlockStore::PendingAllocate(Ino ino, int mode, uint64_t offset, uint64_t length) {
+  const Result<Fd> file = PendingFile(ino, offset + length);
+  if (!file.ok()) return Fail(ErrnoOf(file.code()));
+  if (::fallocate(file->get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) != 0) {
+    return Fail(errno);
+  }
+  return {};
+}
+
+Result<Fd> BlockStore::PendingFile(Ino ino, uint64_t end) {
+  MutexLock lock(mutex_);
+  const SlotRecord* record = PendingOf(ino);
+  if (record == nullptr) return Error{Code::kNotFound, "no such unpublished block"};
+  if (end > record->reserved_bytes) {
+    return Error{Code::kTooLarge, "longer than user.kvc.block_bytes"};
+  }
+  return parts_.slots->OpenFile(static_cast<SlotId>(ino & 0xffffffff), O_RDWR);
+}
+
+FsResult<size_t> BlockStore::PendingRead(Ino ino, uint64_t offset, std::span<std::byte> into) {
+  const Result<Fd> file = PendingFile(ino, 0);
+  if (!file.ok()) return Fail(ErrnoOf(file.code()));
+  const ssize_t got =
+      ::pread(file->get(), into.data(), into.size(), static_cast<off_t>(offset));
+  if (got < 0) return Fail(errno);
+  return static_cast<size_t>(got);
+}
+
+FsResult<size_t> BlockStore::PendingWrite(Ino ino, uint64_t offset,
+                                          std::span<const std::byte> from) {
+  const Result<Fd> file = PendingFile(ino, offset + from.size());
+  if (file.code() == Code::kTooLarge) {
+    // close() will say so; until then the writer goes on as it does under passthrough.
+    MutexLock lock(mutex_);
+    if (SlotRecord* record = PendingOf(ino)) record->length = offset + from.size();
+    return from.size();
+  }
+  if (!file.ok()) return Fail(ErrnoOf(file.code()));
+  const ssize_t put =
+      ::pwrite(file->get(), from.data(), from.size(), static_cast<off_t>(offset));
+  if (put < 0) return Fail(errno);
+  return static_cast<size_t>(put);
+}
+
+FsStatus BlockStore::PendingFsync(Ino ino) {
+  MutexLock lock(mutex_);
+  SlotRecord* record = PendingOf(ino);
+  if (record == nullptr) return Fail(ENOENT);
+  // What is durable is what close() finds: passthrough hides later writes from us.
+  record->flags |= iouring::kSlotFsynced;
+  return {};
+}
+
+FsStatus BlockStore::PendingFlush(const Caller& caller, Ino ino) {
+  const bool dies = DiesBySignal(caller.pid);
+  MutexLock lock(mutex_);
+  SlotRecord* record = PendingOf(ino);
+  if (record == nullptr) return {};
+  const auto slot = static_cast<SlotId>(ino & 0xffffffff);
+  if (dies) {
+    record->flags |= iouring::kSlotDoomed;
+    BlockMetrics::Get().writer_died.Add();
+    KVC_LOG(Info, "writer of a block died by a signal; nothing is published", "key={} pid={}",
+            record->key.ToHex(), caller.pid);
+    return {};
+  }
+  const std::optional<Namespace> space = parts_.namespaces->Get(record->namespace_id);
+  struct stat attr {};
+  {
+    const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
+    if (!file.ok() || ::fstat(file->get(), &attr) != 0) return Fail(EIO);
+  }
+  const uint64_t longest = std::max<uint64_t>(static_cast<uint64_t>(attr.st_size), record->length);
+  if (space && longest > space->block_bytes) {
+    if ((record->flags & iouring::kSlotDoomed) == 0) BlockMetrics::Get().too_long.Add();
+    record->flags |= iouring::kSlotDoomed;
+    return Fail(EFBIG);
+  }
+  record->flags |= iouring::kSlotFlushed;
+  const bool durable = (record->flags & iouring::kSlotFsynced) != 0 || (space && space->sync);
+  if (!durable || attr.st_size == 0 || (record->flags & iouring::kSlotDoomed) != 0) return {};
+  // RELEASE is asynchronous, so the promise of fsync is kept here: length and intent reach the
+  // disk before close() returns; recovery publishes what it finds.
+  record->flags |= iouring::kSlotFsynced;
+  const uint64_t length_before = record->length;
+  record->length = static_cast<uint64_t>(attr.st_size);
+  const Status status = MakeDurable(slot, iouring::EntryKind::kBlockIntent, lock);
+  record = PendingOf(ino);
+  if (record != nullptr) record->length = length_before;
+  if (!status.ok()) {
+    if (record != nullptr) record->flags |= iouring::kSlotDoomed;
+    published_.notify_all();
+    KVC_LOG(Warn, "a block could not be made durable", "error={}",
+            LogValue(status.error().text));
+    return Fail(ErrnoOf(status.code()));
+  }
+  return {};
+}
+
+void BlockStore::PendingRelease(Ino ino, uint64_t handle) {
+  (void)handle;
+  const auto slot = static_cast<SlotId>(ino & 0xffffffff);
+  {
+    MutexLock lock(mutex_);
+    SlotRecord* record = PendingOf(ino);
+    if (record == nullptr) return;  // resent after it was done
+    if (record->writers > 0) --record->writers;
+    if (record->writers > 0) return;
+  }
+  PublishSlot(slot);
+}
+
+bool BlockStore::StillMapped(SlotId slot) {
+  // A write lease is granted only where no other open file of the inode exists; a mapping keeps
+  // its file open. Source: fcntl(2) F_SETLEASE.
+  const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
+  if (!file.ok()) return false;
+  if (::fcntl(file->get(), F_SETLEASE, F_WRLCK) != 0) return errno == EAGAIN;
+  ::fcntl(file->get(), F_SETLEASE, F_UNLCK);
+  return false;
+}
+
+void BlockStore::CloseBackingOf(SlotId slot) {
+  SlotRecord& record = parts_.slots->record(slot);
+  if (record.backing_id == 0) return;
+  parts_.backing->CloseBacking(record.backing_id);
+  record.backing_id = 0;
+}
+
+void BlockStore::PublishSlot(SlotId slot) {
+  SlotRecord& record = parts_.slots->record(slot);
+  CloseBackingOf(slot);
+  if (StillMapped(slot)) {
+    // A shared mapping outlives its descriptor: later stores would change a sealed block.
+    MutexLock lock(mutex_);
+    record.flags &= ~iouring::kSlotFlushed;
+    zombies_.push_back(slot);
+    published_.notify_all();
+    due_changed_.notify_all();
+    return;
+  }
+  struct stat attr {};
+  uint32_t crc = 0;
+  {
+    const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDWR);
+    if (file.ok()) ::fstat(file->get(), &attr);
+    const auto length = static_cast<uint64_t>(attr.st_size);
+    if (file.ok() && length > 0) {
+      parts_.slots->Trim(slot, file->get(), length);
+      if (record.place.valid()) {
+        // Durable already; only the same bytes may be published under that entry.
+        void* mapped = ::mmap(nullptr, length, PROT_READ, MAP_SHARED, file->get(), 0);
+        if (mapped != MAP_FAILED) {
+          crc = Crc32c({static_cast<const std::byte*>(mapped), length});
+          ::munmap(mapped, length);
+        }
+      }
+    }
+  }
+  const auto length = static_cast<uint64_t>(attr.st_size);
+  BlockMetrics& metrics = BlockMetrics::Get();
+
+  MutexLock lock(mutex_);
+  const std::optional<Namespace> space = parts_.namespaces->Get(record.namespace_id);
+  if ((record.flags & iouring::kSlotDoomed) != 0) return Discard(slot, nullptr);
+  if (length == 0) return Discard(slot, &metrics.empty);
+  if (!space || length > space->block_bytes) return Discard(slot, &metrics.too_long);
+
+  BlockState state;
+  state.length = static_cast<uint32_t>(length);
+  state.slot = slot;
+  state.last_use_s = state.mtime_s = NowSeconds();
+  bool dirty = true;
+  if (record.place.valid() && record.crc32c == crc) {
+    state.segment = record.place.segment;
+    state.offset_4k = record.place.offset_4k;
+    state.sequence = record.place.sequence;
+    dirty = false;
+  }
+  const Result<BlockRef> ref = index_.Insert(record.namespace_id, record.key, record.parent, state);
+  if (!ref.ok()) {
+    if (ref.code() == Code::kExists) return Discard(slot, &metrics.lost_race);
+    if (ref.code() == Code::kNotFound) return Discard(slot, &metrics.parent_gone);
+    return Discard(slot, &metrics.collision);
+  }
+  const uint64_t hash = BlockHash62(record.namespace_id, record.key);
+  ForgetPending(slot);
+  ghosts_.erase(hash);
+  record.ordinal = index_.ordinal(*ref);
+  record.ino = ViewOf(*ref).block_ino();
+  record.length = length;
+  record.mtime_nanos = parts_.clock->WallNanos();
+  record.flags = dirty ? iouring::kSlotDirty : 0;
+  record.readers = record.writers = 0;
+  record.aux = 0;
+  if (dirty && record.place.valid()) {
+    parts_.segments->MarkDead(record.place, length);  // the intent's bytes are not what was closed
+    intents_.erase(record.place.sequence);
+    record.place = {};
+  }
+  record.state.store(SlotState::kBlock, std::memory_order_release);
+  space_bytes_[record.namespace_id] += length;
+  ++resident_blocks_;
+  parts_.resident->Add(slot, this);
+  metrics.published.Add();
+  if (dirty) {
+    dirty_bytes_ += length;
+    QueueWriteBack(slot, options_.writeback_delay);
+  } else {
+    PutRecord(*ref);
+    intents_.erase(state.sequence);
+  }
+  published_.notify_all();
+}
+
+void BlockStore::ForgetPending(SlotId slot) {
+  const SlotRecord& record = parts_.slots->record(slot);
+  const uint64_t hash = BlockHash62(record.namespace_id, record.key);
+  const auto found = pending_.find(hash);
+  if (found != pending_.end()) {
+    std::erase(found->second, slot);
+    if (found->second.empty()) pending_.erase(found);
+    --pending_count_;
+  }
+  if (!record.parent.IsZero()) Unpin(BlockHash62(record.namespace_id, record.parent));
+}
+
+void BlockStore::Unpin(uint64_t hash) {
+  const auto found = pins_.find(hash);
+  if (found == pins_.end()) return;
+  if (--found->second == 0) pins_.erase(found);
+}
+
+void BlockStore::Discard(SlotId slot, Counter* why) {
+  SlotRecord& record = parts_.slots->record(slot);
+  if (why != nullptr) why->Add();
+  KVC_LOG(Debug, "a written block is not published", "key={} parent={}", record.key.ToHex(),
+          record.parent.IsZero() ? "none" : record.parent.ToHex());
+  ForgetPending(slot);
+  if (record.place.valid() && parts_.segments != nullptr) {
+    parts_.segments->MarkDead(record.place, record.length);
+    intents_.erase(record.place.sequence);
+    if (!index_.Find(record.namespace_id, record.key)) {
+      AppendTombstone(record.namespace_id, record.key);
+    }
+  }
+  parts_.slots->Free(slot);
+  parts_.resident->RoomMayBeHad();
+  published_.notify_all();
+}
+
+void BlockStore::RetryZombies() {
+  std::vector<SlotId> again;
+  {
+    MutexLock lock(mutex_);
+    again.swap(zombies_);
+  }
+  for (const SlotId slot : again) PublishSlot(slot);
+}
+
+}  // namespace kvcfs::fs

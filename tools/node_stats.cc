@@ -1,0 +1,111 @@
+#include "tools/node_stats.h"
+
+#include <nlohmann/json.hpp>
+#include <unistd.h>
+
+#include "base/metrics.h"
+#include "tools/version.h"
+
+namespace kvcfs::tools {
+
+std::string NodeStats::Json() const {
+  const fs::BlockStoreStats blocks = parts_.blocks->Stats();
+  const fs::FileTreeStats files = parts_.files->Stats();
+  nlohmann::ordered_json json;
+  json["version"] = kVersion;
+  json["pid"] = ::getpid();
+  json["supervisor_pid"] = parts_.options->supervisor_pid;
+  json["mount"] = parts_.options->mountpoint;
+  json["data"] = parts_.options->data;
+  json["uptime_s"] =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+  json["resumed"] = parts_.options->resumed;
+  json["mode"] = {{"passthrough", parts_.session->enabled()},
+                  {"reason", parts_.session->reason()},
+                  {"pushed_invalidation", parts_.session->epoch_supported()}};
+  json["tiers"]["dram"] = {{"capacity_bytes", parts_.slots->capacity_bytes()},
+                           {"used_bytes", parts_.slots->used_bytes()},
+                           {"resident_blocks", blocks.resident_blocks},
+                           {"evicted_slots", parts_.resident->evicted_slots()}};
+  if (parts_.segments != nullptr) {
+    const iouring::SegmentStats nvme = parts_.segments->Stats();
+    json["tiers"]["nvme"] = {
+        {"capacity_bytes", nvme.capacity_bytes},     {"used_bytes", nvme.live_bytes},
+        {"segments_free", nvme.segments_free},       {"segments_sealed", nvme.segments_sealed},
+        {"segments_retired", nvme.segments_retired}, {"queue_bytes", nvme.queue_bytes},
+        {"corrupt_entries", nvme.corrupt_entries},   {"io_errors", nvme.io_errors}};
+  }
+  json["dirty_bytes"] = blocks.dirty_bytes + files.dirty_bytes;
+  json["blocks"] = {{"cached", blocks.blocks},
+                    {"leaves", blocks.leaves},
+                    {"being_written", blocks.pending},
+                    {"leased_bytes", blocks.leased_bytes},
+                    {"index_bytes", blocks.index_bytes}};
+  json["files"] = {{"files", files.files},
+                   {"directories", files.directories},
+                   {"content_bytes", files.content_bytes},
+                   {"dirty_bytes", files.dirty_bytes},
+                   {"evicted", files.evicted_files},
+                   {"damaged", files.damaged_files},
+                   {"on_disk", files.disk_files}};
+  json["namespaces"] = nlohmann::ordered_json::array();
+  for (const fs::Namespace& space : parts_.namespaces->List()) {
+    json["namespaces"].push_back({{"name", space.name},
+                                  {"id", space.id},
+                                  {"blocks", parts_.blocks->BlockCount(space.id)},
+                                  {"block_bytes", space.block_bytes},
+                                  {"quota_bytes", space.quota_bytes},
+                                  {"durability", space.sync ? "sync" : "async"},
+                                  {"replicas", space.replicas}});
+  }
+  return json.dump(2) + "\n";
+}
+
+void NodeStats::RegisterMetrics() const {
+  Metrics& all = Metrics::Get();
+  const NodeStatsParts parts = parts_;
+  const auto count = [](uint64_t value) { return static_cast<double>(value); };
+  static constexpr char kUsed[] = "kvcfs_iouring_tier_used_bytes";
+  static constexpr char kCapacity[] = "kvcfs_iouring_tier_capacity_bytes";
+  all.AddGauge(kUsed, "Bytes in use of a tier.", {{"tier", "dram"}},
+               [=] { return count(parts.slots->used_bytes()); });
+  all.AddGauge(kCapacity, "Bytes that a tier may hold.", {{"tier", "dram"}},
+               [=] { return count(parts.slots->capacity_bytes()); });
+  if (parts.segments != nullptr) {
+    all.AddGauge(kUsed, "Bytes in use of a tier.", {{"tier", "nvme"}},
+                 [=] { return count(parts.segments->Stats().live_bytes); });
+    all.AddGauge(kCapacity, "Bytes that a tier may hold.", {{"tier", "nvme"}},
+                 [=] { return count(parts.segments->Stats().capacity_bytes); });
+    const auto total = [&](const char* name, const char* help,
+                           uint64_t iouring::SegmentStats::*field) {
+      all.AddCounterReader(name, help, {}, [=] { return count(parts.segments->Stats().*field); });
+    };
+    total("kvcfs_iouring_appended_bytes_total", "Bytes written to segments.",
+          &iouring::SegmentStats::appended_bytes);
+    total("kvcfs_iouring_moved_bytes_total", "Bytes copied while segments were reclaimed.",
+          &iouring::SegmentStats::moved_bytes);
+    total("kvcfs_iouring_read_bytes_total", "Bytes read from segments.",
+          &iouring::SegmentStats::read_bytes);
+    total("kvcfs_iouring_corrupt_entries_total", "Entries whose bytes were not what was written.",
+          &iouring::SegmentStats::corrupt_entries);
+    total("kvcfs_iouring_errors_total", "Failed reads and writes of the device.",
+          &iouring::SegmentStats::io_errors);
+    all.AddGauge("kvcfs_iouring_segments_free", "Segments that hold nothing.", {},
+                 [=] { return count(parts.segments->Stats().segments_free); });
+    all.AddGauge("kvcfs_iouring_segments_retired", "Segments out of use after an I/O error.", {},
+                 [=] { return count(parts.segments->Stats().segments_retired); });
+  }
+  all.AddGauge("kvcfs_fs_dirty_bytes", "Bytes not yet on NVMe.", {}, [=] {
+    return count(parts.blocks->Stats().dirty_bytes + parts.files->Stats().dirty_bytes);
+  });
+  all.AddGauge("kvcfs_meta_blocks", "Cached blocks.", {},
+               [=] { return count(parts.blocks->Stats().blocks); });
+  all.AddGauge("kvcfs_meta_index_bytes", "Memory of the chain index, keys included.", {},
+               [=] { return count(parts.blocks->Stats().index_bytes); });
+  all.AddGauge("kvcfs_fs_leased_bytes", "Bytes promised not to be evicted.", {},
+               [=] { return count(parts.blocks->Stats().leased_bytes); });
+  all.AddGauge("kvcfs_fs_files", "Ordinary files.", {},
+               [=] { return count(parts.files->Stats().files); });
+}
+
+}  // namespace kvcfs::tools
