@@ -1,2 +1,5 @@
 # Unit tests of meta: kvc_test(unit unit/meta/<file>_test kvcfs_meta)
 kvc_test(unit unit/meta/meta_store_test kvcfs_meta)
+kvc_test(unit unit/meta/lease_table_test kvcfs_meta)
+kvc_test(unit unit/meta/chain_key_test kvcfs_meta)
+kvc_test(unit unit/meta/block_records_test kvcfs_meta)
