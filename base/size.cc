@@ -1,9 +1,9 @@
 #include "base/size.h"
 
-#include <fmt/format.h>
-
 #include <charconv>
 #include <limits>
+
+#include <fmt/format.h>
 
 namespace kvcfs {
 namespace {
@@ -14,13 +14,13 @@ constexpr std::string_view kUnits = "KMGT";
 
 Result<uint64_t> ParseSize(std::string_view text) {
   const auto bad = [&] {
-    return Error{Code::kInvalid,
-                 fmt::format("'{}' is not a size; write a number and a unit, as 64KiB, 2MiB, 8GiB",
-                             text)};
+    return Error{
+        Code::kInvalid,
+        fmt::format("'{}' is not a size; write a number and a unit, as 64KiB, 2MiB, 8GiB", text)};
   };
   double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || value < 0) return bad();
+  if (error != std::errc() || !(value >= 0)) return bad();
   std::string_view unit = text.substr(static_cast<size_t>(end - text.data()));
   while (!unit.empty() && unit.front() == ' ') unit.remove_prefix(1);
   double factor = 1;
@@ -32,7 +32,7 @@ Result<uint64_t> ParseSize(std::string_view text) {
     factor = static_cast<double>(uint64_t{1} << (10 * (at + 1)));
   }
   const double bytes = value * factor;
-  if (bytes >= static_cast<double>(std::numeric_limits<int64_t>::max())) return bad();
+  if (!(bytes < static_cast<double>(std::numeric_limits<int64_t>::max()))) return bad();
   return static_cast<uint64_t>(bytes);
 }
 
