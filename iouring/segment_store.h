@@ -50,16 +50,17 @@ enum class EntryKind : uint8_t {
 struct EntryMeta {
   EntryKind kind = EntryKind::kBlock;
   Uuid namespace_uuid{};
-  BlockKey key;            // blocks
-  BlockKey parent;         // blocks; zero for a first block
-  uint32_t ordinal = 0;    // blocks
-  uint64_t length = 0;     // bytes of data; 0 for tombstones
-  uint64_t ino = 0;        // files
-  uint64_t version = 0;    // files
+  BlockKey key;          // blocks
+  BlockKey parent;       // blocks; zero for a first block
+  uint32_t ordinal = 0;  // blocks
+  uint64_t length = 0;   // bytes of data; 0 for tombstones
+  uint64_t ino = 0;      // files
+  uint64_t version = 0;  // files
   int64_t mtime_nanos = 0;
   // Filled by the store:
   uint64_t sequence = 0;
-  uint32_t crc32c = 0;     // over the whole data
+  uint64_t origin = 0;  // the sequence it was first appended with; a moved copy keeps it
+  uint32_t crc32c = 0;  // over the whole data
 };
 
 struct AppendRequest {
@@ -82,27 +83,33 @@ enum class Fate : uint8_t {
 class EntryOwner {
  public:
   virtual ~EntryOwner() = default;
-  // May drop the entry from its own books and answer kDead.
+  // May drop the entry from its own books and answer kDead. Asked on the reclaim thread, and for
+  // what is to move once more on the writer thread when its copy gets its sequence: a tombstone
+  // that is appended after the drop is always the later one.
   virtual Fate Judge(const EntryMeta& meta, const SegmentPlace& place) = 0;
-  // Was copied: refer to `now` from here on, if you still refer to `before`.
+  // Was copied and is durable: refer to `now` from here on, if you still refer to `before`. If not,
+  // MarkDead(now). (`before` needs no MarkDead, its whole segment goes.)
   virtual void Moved(const EntryMeta& meta, const SegmentPlace& before,
                      const SegmentPlace& now) = 0;
   // The device failed or bytes were wrong under a move or a scan: the entry is lost.
   virtual void Lost(const EntryMeta& meta, const SegmentPlace& place) = 0;
   // Live bytes are above the target: please drop about this many bytes of cold entries (by calling
-  // MarkDead for each). Called from the reclaim thread before it picks a victim.
+  // MarkDead for each). Called from the reclaim thread before it picks a victim. May Append, must
+  // not wait for room in the queue: there is none before this returns.
   virtual void Shed(uint64_t bytes) = 0;
 };
 
 struct SegmentStoreOptions {
-  std::string directory;               // made if absent
-  Uuid node_uuid{};                    // a directory of another node is refused with a text
-  uint64_t capacity_bytes = 0;         // rounded down to whole segments, at least 4
-  uint64_t segment_bytes = 64u << 20;  // shrunk so that at least 8 segments fit
-  uint64_t staging_bytes = 32u << 20;  // registered memory of the writer
+  std::string directory;        // made if absent
+  Uuid node_uuid{};             // a directory of another node is refused with a text
+  uint64_t capacity_bytes = 0;  // rounded down to whole segments, at least 4
+  // 64 MiB of data and 1 MiB for headers and table. Halved until at least 8 segments fit, doubled
+  // until at most 2048 do (each costs a descriptor). A directory keeps what it was made with.
+  uint64_t segment_bytes = 65u << 20;
+  uint64_t staging_bytes = 32u << 20;     // registered memory of the writer
   uint64_t queue_bytes_max = 256u << 20;  // appends not yet written; full: kBusy
-  double live_share_max = 0.85;        // above it, Shed is called
-  bool direct = true;                  // O_DIRECT; falls back where the filesystem has none
+  double live_share_max = 0.85;           // above it, Shed is called
+  bool direct = true;                     // O_DIRECT; falls back where the filesystem has none
 };
 
 struct SegmentStats {
@@ -111,13 +118,17 @@ struct SegmentStats {
   uint64_t segments_free = 0, segments_sealed = 0, segments_retired = 0;
   uint64_t appended_bytes = 0, moved_bytes = 0, read_bytes = 0;
   uint64_t corrupt_entries = 0, io_errors = 0, queue_bytes = 0;
+  uint64_t entry_bytes_max = 0;  // longer data is refused with kTooLarge
 };
 
 class SegmentStore {
  public:
   virtual ~SegmentStore() = default;
 
-  // Called once per valid entry whose sequence is > scan_after, in order of sequence.
+  // Called once per valid entry whose sequence is > scan_after, in the order in which they were
+  // first appended: a moved copy comes where its original came (both may be there, the copy later).
+  // Tombstones (of an origin > scan_after) are shown with the sequence they had at first, so that
+  // they hide what is older than they are and nothing else.
   using Visitor = std::function<void(const EntryMeta&, const SegmentPlace&)>;
 
   // Opens or makes the directory and recovers: torn tails are dropped, a damaged superblock or
@@ -145,7 +156,8 @@ class SegmentStore {
                       std::span<std::byte> into) = 0;
 
   // Accounting of what is still referred to. An appended entry is live from its `done` on.
-  virtual void MarkLive(const SegmentPlace& place, uint64_t length) = 0;  // at recovery only
+  // MarkLive is for recovery only; false: its segment is lost or reused, it cannot be read.
+  virtual bool MarkLive(const SegmentPlace& place, uint64_t length) = 0;
   virtual void MarkDead(const SegmentPlace& place, uint64_t length) = 0;
 
   virtual uint64_t last_sequence() const = 0;
@@ -158,13 +170,14 @@ struct SegmentProblem {
   uint64_t offset = 0;
   std::string text;  // what is wrong and what it costs
   bool has_meta = false;
-  EntryMeta meta;    // which block or file is hit, where that can still be told
+  EntryMeta meta;  // which block or file is hit, where that can still be told
 };
 struct SegmentScan {
   uint64_t segments = 0, entries = 0, data_bytes = 0;
   std::vector<SegmentProblem> problems;
 };
-Result<SegmentScan> ScanSegments(const std::string& directory,
-                                 const std::function<void(const EntryMeta&, const SegmentPlace&)>& good);
+Result<SegmentScan> ScanSegments(
+    const std::string& directory,
+    const std::function<void(const EntryMeta&, const SegmentPlace&)>& good);
 
 }  // namespace kvcfs::iouring
