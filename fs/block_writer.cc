@@ -26,6 +26,8 @@ using meta::BlockState;
 using meta::NamespaceId;
 
 constexpr uint64_t kPassthroughHandle = uint64_t{1} << 40;
+constexpr int kReleaseTries = 40;
+constexpr std::chrono::microseconds kReleasePause{50};
 
 // True if the process dies by a signal: while it exits, its files are closed by the kernel, its
 // memory is gone already (so /proc/PID/exe leads nowhere), and stat tells the exit code.
@@ -327,7 +329,14 @@ void BlockStore::CloseBackingOf(SlotId slot) {
 void BlockStore::PublishSlot(SlotId slot) {
   SlotRecord& record = parts_.slots->record(slot);
   CloseBackingOf(slot);
-  if (StillMapped(slot)) {
+  // The kernel lets go of the backing file when the closing process returns from close(), which
+  // may be a moment after RELEASE.
+  bool mapped = StillMapped(slot);
+  for (int tries = 0; mapped && tries < kReleaseTries; ++tries) {
+    std::this_thread::sleep_for(kReleasePause);
+    mapped = StillMapped(slot);
+  }
+  if (mapped) {
     // A shared mapping outlives its descriptor: later stores would change a sealed block.
     MutexLock lock(mutex_);
     record.flags &= ~iouring::kSlotFlushed;

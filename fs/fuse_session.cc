@@ -175,10 +175,13 @@ struct FuseSession::Door {
     connection->max_background = 128;
     connection->congestion_threshold = 96;
     connection->time_gran = 1;
-    const auto want = [&](uint64_t flag) {
-      if ((connection->capable & flag) != 0) connection->want |= static_cast<unsigned>(flag);
-    };
-    const auto unwant = [&](uint64_t flag) { connection->want &= ~static_cast<unsigned>(flag); };
+#ifdef KVCFS_FUSE_CLASSIC_ONLY
+    const auto want = [&](unsigned flag) { connection->want |= connection->capable & flag; };
+    const auto unwant = [&](unsigned flag) { connection->want &= ~flag; };
+#else
+    const auto want = [&](uint64_t flag) { fuse_set_feature_flag(connection, flag); };
+    const auto unwant = [&](uint64_t flag) { fuse_unset_feature_flag(connection, flag); };
+#endif
     want(FUSE_CAP_ASYNC_READ);
     want(FUSE_CAP_ATOMIC_O_TRUNC);
     want(FUSE_CAP_PARALLEL_DIROPS);

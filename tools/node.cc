@@ -171,11 +171,21 @@ class SignalThread {
   std::thread thread_;
 };
 
+// What the segments hold beyond what the meta store knows.
+struct NewerEntries {
+  std::vector<fs::RecoveredEntry> blocks;
+  std::vector<std::pair<EntryMeta, SegmentPlace>> files;
+};
+
 Result<std::unique_ptr<SegmentStore>> OpenSegments(const iouring::SegmentStoreOptions& options,
                                                    uint64_t scan_after,
-                                                   std::vector<fs::RecoveredEntry>* newer) {
+                                                   NewerEntries* newer) {
   const auto collect = [&](const EntryMeta& meta, const SegmentPlace& place) {
-    if (!IsFileEntry(meta.kind)) newer->push_back({meta, place});
+    if (IsFileEntry(meta.kind)) {
+      newer->files.emplace_back(meta, place);
+    } else {
+      newer->blocks.push_back({meta, place});
+    }
   };
   auto opened = SegmentStore::Open(options, scan_after, collect);
   if (opened.ok() || opened.code() == Code::kUnsupported) return opened;
@@ -186,7 +196,7 @@ Result<std::unique_ptr<SegmentStore>> OpenSegments(const iouring::SegmentStoreOp
           "directory={} now={} error={}", LogValue(options.directory), LogValue(aside),
           LogValue(opened.error().text));
   if (::rename(options.directory.c_str(), aside.c_str()) != 0) return opened;
-  newer->clear();
+  *newer = {};
   return SegmentStore::Open(options, scan_after, collect);
 }
 
@@ -258,7 +268,7 @@ int RunNode(const NodeOptions& options) {
       iouring::SlotTier::Open({.directory = paths.dram, .capacity_bytes = options.dram_bytes});
   if (!slots.ok()) return fail("dram", slots.error());
 
-  std::vector<fs::RecoveredEntry> newer;
+  NewerEntries newer;
   std::unique_ptr<SegmentStore> segments;
   if (options.nvme_bytes > 0) {
     iouring::SegmentStoreOptions segment_options;
@@ -301,7 +311,8 @@ int RunNode(const NodeOptions& options) {
                                              .segments = segments.get(),
                                              .backing = session->get(),
                                              .notifier = session->get(),
-                                             .clock = &clock});
+                                             .clock = &clock,
+                                             .recovered = std::move(newer.files)});
   if (!files.ok()) return fail("files", files.error());
   // A namespace that lost the root of its tree to damage gets a new one.
   for (fs::Namespace space : namespaces.List()) {
@@ -328,7 +339,7 @@ int RunNode(const NodeOptions& options) {
                                     .backing = session->get(),
                                     .notifier = session->get(),
                                     .clock = &clock});
-  if (const Status recovered = blocks.Recover(std::move(newer)); !recovered.ok()) {
+  if (const Status recovered = blocks.Recover(std::move(newer.blocks)); !recovered.ok()) {
     return fail("blocks", recovered.error());
   }
   EntryDispatch dispatch(blocks, **files);
