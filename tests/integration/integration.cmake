@@ -25,6 +25,7 @@ foreach(test
     semantics_names_test
     semantics_statfs_test
     semantics_using_test
-    semantics_writing_test)
+    semantics_writing_test
+    shell_tools_test)
   kvc_test(integration integration/${test} kvcfs_test_mount)
 endforeach()
