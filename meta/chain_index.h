@@ -1,13 +1,11 @@
 // The chain index: which blocks are cached, in runs along their chains.
 //
-// Slot table: buckets of 128 B (8 B version, 7 x 16 B slots, 8 B version; slot = tag 56, state 8,
-// run 40, offset 12, generation 12): one probe answers "where is this key". Runs: up to 64 blocks of
-// one chain without a fork, published in order: header (head key, parent (run, offset), generation,
-// live length) and 8 B tags; a fork never splits a run, the child names (run, offset) as parent. The
-// layout is RDMA-readable: fixed-width, versioned, readers validate; one writer.
-// One index serves all namespaces: the hash of a block is Word(0) of its key mixed with its
-// namespace, and the upper 62 bits of it are its inode number's.
-// I/O-free. Threads: one at a time (the caller's lock), but for RemoteReader.
+// Slot table (slot_table.h): one probe answers "where is this key". Runs (run_table.h): up to 64
+// blocks of one chain without a fork, published in order; a fork never splits a run, the child
+// names (run, offset) as parent. Both lie in memory that others may read (remote_layout.h,
+// a prober). One index serves all namespaces: the hash of a block is over its namespace and
+// its whole key, and the upper 62 bits of it are its inode number's.
+// I/O-free. Threads: one at a time (the caller's lock), but for readers of memory().
 // Memory: at most 64 B a block beyond the keys at 1 million blocks (bench/index_bench).
 #pragma once
 
@@ -38,18 +36,21 @@ struct BlockRef {
 
 // What the index keeps of a block and its owner may change.
 struct BlockState {
-  uint32_t length = 0;        // bytes; 1 .. 64 MiB
-  uint32_t slot = 0;          // resident in this slot of the DRAM tier; 0: not
-  uint32_t segment = 0;       // on NVMe in this segment; 0: not
-  uint32_t offset_4k = 0;
-  uint64_t sequence = 0;      // of the NVMe entry, 40 bits
-  uint32_t last_use_s = 0;    // seconds, of the owner's clock
-  uint32_t mtime_s = 0;       // publication, seconds since 1970
-  uint16_t hits = 0;          // saturates
+  uint32_t length = 0;      // bytes; 1 .. 64 MiB
+  uint32_t slot = 0;        // resident in this slot of the DRAM tier; 0: not
+  uint32_t segment = 0;     // on NVMe in this segment, 24 bits; 0: not
+  uint32_t offset_4k = 0;   // 24 bits
+  uint64_t sequence = 0;    // of the NVMe entry, 40 bits
+  uint32_t last_use_s = 0;  // seconds, of the owner's clock
+  uint32_t mtime_s = 0;     // publication, seconds since 1970
+  uint16_t hits = 0;        // saturates at 16,383
 };
 
+// The same on every host and after every restart: inode numbers are made of it.
 uint64_t BlockHash(NamespaceId ns, const BlockKey& key);
-inline uint64_t BlockHash62(NamespaceId ns, const BlockKey& key) { return BlockHash(ns, key) >> 2; }
+inline uint64_t BlockHash62(NamespaceId ns, const BlockKey& key) {
+  return BlockHash(ns, key) >> 2;
+}
 
 struct ChainIndexStats {
   uint64_t blocks = 0, runs = 0, leaves = 0, buckets = 0;
@@ -57,13 +58,16 @@ struct ChainIndexStats {
   uint64_t key_bytes = 0;                   // of which keys (32 B a block)
 };
 
+class IndexMemory;
+
 class ChainIndex {
  public:
   ChainIndex();
   ~ChainIndex();
 
   // Adds a block behind its parent (zero: a first block). kExists; kNotFound: no such parent;
-  // kBusy: another key of the same 62-bit hash is cached (the caller drops the block and counts).
+  // kBusy: another key of the same 62-bit hash is cached, or keys were chosen to collide (the
+  // caller drops the block and counts); kInvalid: the state is out of its bounds.
   Result<BlockRef> Insert(NamespaceId ns, const BlockKey& key, const BlockKey& parent,
                           const BlockState& state);
   // Removes a leaf. kNotEmpty: it has children; kNotFound.
@@ -73,19 +77,19 @@ class ChainIndex {
   std::optional<BlockRef> FindHash(uint64_t hash62) const;  // from an inode number
 
   // How many leading keys are cached as one chain or part of one: refs[i] for each.
-  // Reads run tags along the chain before it probes the table again.
+  // All cache misses of a batch of keys are in flight at once: see Matcher in chain_index.cc.
   size_t Match(NamespaceId ns, std::span<const BlockKey> keys, BlockRef* refs) const;
 
   // Of a valid ref:
-  const BlockKey& key(BlockRef ref) const;
-  BlockKey parent_key(BlockRef ref) const;       // zero for a first block
-  BlockRef parent(BlockRef ref) const;           // !valid() for a first block
+  BlockKey key(BlockRef ref) const;
+  BlockKey parent_key(BlockRef ref) const;  // zero for a first block
+  BlockRef parent(BlockRef ref) const;      // !valid() for a first block
   // The block that extends it in the same run, for sequential prefetch; forks are not followed.
   std::optional<BlockRef> NextInRun(BlockRef ref) const;
   uint32_t ordinal(BlockRef ref) const;
   NamespaceId namespace_of(BlockRef ref) const;
   uint32_t child_count(BlockRef ref) const;
-  bool IsCurrent(BlockRef ref) const;            // not removed meanwhile
+  bool IsCurrent(BlockRef ref) const;  // not removed meanwhile
   BlockState state(BlockRef ref) const;
   void SetState(BlockRef ref, const BlockState& state);
   void Touch(BlockRef ref, uint32_t now_s, bool hit);
@@ -109,7 +113,8 @@ class ChainIndex {
   uint64_t block_count() const;
   uint64_t block_count(NamespaceId ns) const;
   ChainIndexStats Stats() const;
-  void CheckInvariants() const;  // for tests: walks everything, KVC_CHECKs
+  const IndexMemory& memory() const;  // for readers elsewhere
+  void CheckInvariants() const;       // for tests: walks everything, KVC_CHECKs
 
  private:
   struct Rep;

@@ -1,0 +1,95 @@
+// Where is this key: the hash table of the chain index, in memory that others may read.
+//
+// Two buckets a key, the emptier is taken. A table grows by a page in one of its segments, or by
+// splitting one segment: never as a whole, so that no insert takes longer than some 50 us.
+// Layout and the reader's side: remote_layout.h. Threads: one at a time.
+// Source: extendible hashing (Fagin et al. 1979); two choices (Azar et al. 1994).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "meta/index_memory.h"
+#include "meta/remote_layout.h"
+
+namespace kvcfs::meta {
+
+class SlotTable {
+ public:
+  explicit SlotTable(IndexMemory& memory);
+
+  // Of a hash only the upper 56 bits count.
+  // Calls test(Place) for each slot with this tag until it says true, and returns that one's place;
+  // run 0 where there is none.
+  template <typename Test>
+  layout::Place Find(uint64_t hash, Test&& test) const {
+    const uint64_t tag = layout::SlotTag(hash);
+    const Pair pair = BucketsOf(hash);
+    for (const uint64_t* bucket : {pair.first, pair.second}) {
+      for (size_t at = 1; at < layout::kBucketVersionEnd; at += 2) {
+        if (bucket[at] != tag) continue;
+        const layout::Place place = layout::UnpackPlace(bucket[at + 1]);
+        if (test(place)) return place;
+      }
+    }
+    return {};
+  }
+  void Prefetch(uint64_t hash) const;
+
+  // False: both buckets are full and growing does not help, since the hashes were chosen to do so.
+  bool Insert(uint64_t hash, const layout::Place& place);
+  void Remove(uint64_t hash, const layout::Place& place);
+
+  uint64_t slot_count() const { return slot_count_; }
+  uint64_t bucket_count() const { return bucket_count_; }
+  uint64_t bytes() const;
+  uint64_t directory_address() const { return directory_address_; }
+  uint32_t depth() const { return depth_; }
+  // Called when directory_address and depth have changed; the old directory is freed after it.
+  void OnDirectoryMoved(void (*publish)(void*), void* argument);
+
+  void CheckInvariants() const;
+
+ private:
+  struct Pair {
+    uint64_t* first;
+    uint64_t* second;
+  };
+  struct Slot {
+    uint64_t tag, place;
+  };
+  // Buckets to be: [bucket][7 slots], filled from the front.
+  struct Image {
+    uint32_t pages = 0;
+    std::vector<Slot> slots;
+    std::vector<uint8_t> counts;
+    bool Fill(const std::vector<Slot>& from, uint32_t page_count);
+  };
+
+  uint64_t* SegmentOf(uint64_t hash) const {
+    return memory_.At(directory_[layout::DirectoryIndex(hash, depth_)]);
+  }
+  uint64_t* BucketAt(const uint64_t* segment, uint32_t bucket) const;
+  Pair BucketsOf(uint64_t hash) const;
+  uint64_t AddSegment();
+  bool Grow(uint64_t hash);
+  bool Split(uint64_t hash, const std::vector<Slot>& slots);
+  void DoubleDirectory();
+  std::vector<Slot> SlotsOf(const uint64_t* segment) const;
+  // Writes the image to the segment, with pages taken from `pages` as far as they go.
+  void Publish(uint64_t* segment, const Image& image, uint32_t depth, std::vector<uint32_t>& pages);
+
+  IndexMemory& memory_;
+  uint64_t* directory_ = nullptr;
+  uint64_t directory_address_ = 0;
+  uint32_t depth_ = 0;
+  uint32_t epoch_ = 0;
+  uint64_t slot_count_ = 0;
+  uint64_t bucket_count_ = 0;
+  uint64_t segment_count_ = 0;
+  uint64_t next_segment_ = 0;  // address, within a page of descriptors
+  void (*publish_)(void*) = nullptr;
+  void* publish_argument_ = nullptr;
+};
+
+}  // namespace kvcfs::meta
