@@ -196,7 +196,9 @@ class BlockStore : public SlotOwner {
   iouring::SlotRecord* PendingOf(Ino ino) KVC_REQUIRES(mutex_);
   Created CreatedReply(SlotId slot) KVC_REQUIRES(mutex_);
   OpenReply PendingOpenReply(const iouring::SlotRecord& record);
-  Result<Fd> PendingFile(Ino ino, uint64_t end);
+  // The one descriptor of an unpublished block's slot, kept while it is written.
+  std::shared_ptr<Fd> PendingFile(SlotId slot) KVC_REQUIRES(mutex_);
+  Result<std::shared_ptr<Fd>> WritableFile(Ino ino, uint64_t end);
   // All writers are gone: seal, check, make visible; or discard.
   void PublishSlot(SlotId slot);
   void RetryZombies();
@@ -205,7 +207,7 @@ class BlockStore : public SlotOwner {
   void Discard(SlotId slot, Counter* why) KVC_REQUIRES(mutex_);
   // Evicts coldest leaves of a namespace until one more block fits its quota.
   bool MakeQuotaRoom(const Namespace& space);
-  bool StillMapped(SlotId slot);
+  static bool StillMapped(const Fd& file);
   void CloseBackingOf(SlotId slot);
 
   // Removes one leaf everywhere. The slot goes at once, or with its last reader.
@@ -249,6 +251,7 @@ class BlockStore : public SlotOwner {
   std::unordered_map<uint64_t, uint32_t> pins_ KVC_GUARDED_BY(mutex_);  // children being written
   std::unordered_map<uint64_t, int> fetching_ KVC_GUARDED_BY(mutex_);   // by hash62
   std::unordered_map<SlotId, std::pair<void*, size_t>> mappings_ KVC_GUARDED_BY(mutex_);
+  std::unordered_map<SlotId, std::shared_ptr<Fd>> pending_files_ KVC_GUARDED_BY(mutex_);
   std::vector<SlotId> zombies_ KVC_GUARDED_BY(mutex_);  // released, but still mapped by someone
   struct Ghost {
     meta::NamespaceId ns;

@@ -372,7 +372,8 @@ bool BlockStore::TryEvict(SlotId slot) {
   // write lease finds both.
   const uint32_t backing_id = record.backing_id;
   CloseBackingOf(slot);
-  if (StillMapped(slot)) {
+  const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
+  if (file.ok() && StillMapped(*file)) {
     if (backing_id != 0 && record.readers > 0) record.backing_id = 0;
     return false;
   }

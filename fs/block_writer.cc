@@ -26,6 +26,7 @@ using meta::BlockState;
 using meta::NamespaceId;
 
 constexpr uint64_t kPassthroughHandle = uint64_t{1} << 40;
+constexpr size_t kPendingFilesMax = 4096;  // of the 20,000 descriptors that a process may have
 constexpr int kReleaseTries = 40;
 constexpr std::chrono::microseconds kReleasePause{50};
 
@@ -106,7 +107,8 @@ FsResult<BlockStore::Created> BlockStore::Create(const Caller& caller, const Nam
     return Fail(ENOSPC);
   }
 
-  Result<SlotId> slot = parts_.resident->CreateSlot(space.block_bytes, options_.room_wait);
+  Fd file;
+  Result<SlotId> slot = parts_.resident->CreateSlot(space.block_bytes, options_.room_wait, &file);
   if (!slot.ok()) {
     MutexLock lock(mutex_);
     unpin();
@@ -124,8 +126,7 @@ FsResult<BlockStore::Created> BlockStore::Create(const Caller& caller, const Nam
   record.writers = 1;
   record.aux = caller.unique;
   if (parts_.backing->enabled()) {
-    Result<Fd> file = parts_.slots->OpenFile(*slot, O_RDWR);
-    Result<uint32_t> id = file.ok() ? parts_.backing->OpenBacking(file->get()) : file.error();
+    const Result<uint32_t> id = parts_.backing->OpenBacking(file.get());
     if (id.ok()) {
       record.backing_id = *id;
     } else {
@@ -135,6 +136,9 @@ FsResult<BlockStore::Created> BlockStore::Create(const Caller& caller, const Nam
   MutexLock lock(mutex_);
   pending_[hash].push_back(*slot);
   ++pending_count_;
+  if (pending_files_.size() < kPendingFilesMax) {
+    pending_files_[*slot] = std::make_shared<Fd>(std::move(file));
+  }
   record.state.store(SlotState::kPending, std::memory_order_release);
   (void)flags;
   return CreatedReply(*slot);
@@ -165,8 +169,8 @@ FsResult<struct stat> BlockStore::PendingAttr(Ino ino) {
   const SlotRecord* record = PendingOf(ino);
   if (record == nullptr) return Fail(ENOENT);
   struct stat attr {};
-  const Result<Fd> file = parts_.slots->OpenFile(static_cast<SlotId>(ino & 0xffffffff), O_RDONLY);
-  if (!file.ok() || ::fstat(file->get(), &attr) != 0) return Fail(EIO);
+  const std::shared_ptr<Fd> file = PendingFile(static_cast<SlotId>(ino & 0xffffffff));
+  if (file == nullptr || ::fstat(file->get(), &attr) != 0) return Fail(EIO);
   const std::optional<Namespace> space = parts_.namespaces->Get(record->namespace_id);
   attr.st_ino = ino;
   attr.st_mode = S_IFREG | 0644;
@@ -183,51 +187,64 @@ FsResult<OpenReply> BlockStore::PendingOpen(Ino ino, int flags) {
   SlotRecord* record = PendingOf(ino);
   if (record == nullptr) return Fail(ENOENT);
   if ((flags & O_TRUNC) != 0) {
-    const Result<Fd> file = parts_.slots->OpenFile(static_cast<SlotId>(ino & 0xffffffff), O_RDWR);
-    if (!file.ok() || ::ftruncate(file->get(), 0) != 0) return Fail(EIO);
+    const std::shared_ptr<Fd> file = PendingFile(static_cast<SlotId>(ino & 0xffffffff));
+    if (file == nullptr || ::ftruncate(file->get(), 0) != 0) return Fail(EIO);
   }
   ++record->writers;
   return PendingOpenReply(*record);
 }
 
 FsStatus BlockStore::PendingTruncate(Ino ino, uint64_t length) {
-  const Result<Fd> file = PendingFile(ino, length);
+  const auto file = WritableFile(ino, length);
   if (!file.ok()) return Fail(ErrnoOf(file.code()));
-  if (::ftruncate(file->get(), static_cast<off_t>(length)) != 0) return Fail(errno);
+  if (::ftruncate((*file)->get(), static_cast<off_t>(length)) != 0) return Fail(errno);
   return {};
 }
 
 FsStatus BlockStore::PendingAllocate(Ino ino, int mode, uint64_t offset, uint64_t length) {
-  const Result<Fd> file = PendingFile(ino, offset + length);
+  const auto file = WritableFile(ino, offset + length);
   if (!file.ok()) return Fail(ErrnoOf(file.code()));
-  if (::fallocate(file->get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) != 0) {
+  if (::fallocate((*file)->get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) != 0) {
     return Fail(errno);
   }
   return {};
 }
 
-Result<Fd> BlockStore::PendingFile(Ino ino, uint64_t end) {
+std::shared_ptr<Fd> BlockStore::PendingFile(SlotId slot) {
+  if (const auto found = pending_files_.find(slot); found != pending_files_.end()) {
+    return found->second;
+  }
+  Result<Fd> file = parts_.slots->OpenFile(slot, O_RDWR);
+  if (!file.ok()) return nullptr;
+  auto shared = std::make_shared<Fd>(std::move(*file));
+  if (pending_files_.size() < kPendingFilesMax) pending_files_[slot] = shared;
+  return shared;
+}
+
+Result<std::shared_ptr<Fd>> BlockStore::WritableFile(Ino ino, uint64_t end) {
   MutexLock lock(mutex_);
   const SlotRecord* record = PendingOf(ino);
   if (record == nullptr) return Error{Code::kNotFound, "no such unpublished block"};
   if (end > record->reserved_bytes) {
     return Error{Code::kTooLarge, "longer than user.kvc.block_bytes"};
   }
-  return parts_.slots->OpenFile(static_cast<SlotId>(ino & 0xffffffff), O_RDWR);
+  std::shared_ptr<Fd> file = PendingFile(static_cast<SlotId>(ino & 0xffffffff));
+  if (file == nullptr) return Error{Code::kIo, "the slot of an unpublished block is gone"};
+  return file;
 }
 
 FsResult<size_t> BlockStore::PendingRead(Ino ino, uint64_t offset, std::span<std::byte> into) {
-  const Result<Fd> file = PendingFile(ino, 0);
+  const auto file = WritableFile(ino, 0);
   if (!file.ok()) return Fail(ErrnoOf(file.code()));
   const ssize_t got =
-      ::pread(file->get(), into.data(), into.size(), static_cast<off_t>(offset));
+      ::pread((*file)->get(), into.data(), into.size(), static_cast<off_t>(offset));
   if (got < 0) return Fail(errno);
   return static_cast<size_t>(got);
 }
 
 FsResult<size_t> BlockStore::PendingWrite(Ino ino, uint64_t offset,
                                           std::span<const std::byte> from) {
-  const Result<Fd> file = PendingFile(ino, offset + from.size());
+  const auto file = WritableFile(ino, offset + from.size());
   if (file.code() == Code::kTooLarge) {
     // close() will say so; until then the writer goes on as it does under passthrough.
     MutexLock lock(mutex_);
@@ -236,7 +253,7 @@ FsResult<size_t> BlockStore::PendingWrite(Ino ino, uint64_t offset,
   }
   if (!file.ok()) return Fail(ErrnoOf(file.code()));
   const ssize_t put =
-      ::pwrite(file->get(), from.data(), from.size(), static_cast<off_t>(offset));
+      ::pwrite((*file)->get(), from.data(), from.size(), static_cast<off_t>(offset));
   if (put < 0) return Fail(errno);
   return static_cast<size_t>(put);
 }
@@ -266,8 +283,8 @@ FsStatus BlockStore::PendingFlush(const Caller& caller, Ino ino) {
   const std::optional<Namespace> space = parts_.namespaces->Get(record->namespace_id);
   struct stat attr {};
   {
-    const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
-    if (!file.ok() || ::fstat(file->get(), &attr) != 0) return Fail(EIO);
+    const std::shared_ptr<Fd> file = PendingFile(slot);
+    if (file == nullptr || ::fstat(file->get(), &attr) != 0) return Fail(EIO);
   }
   const uint64_t longest = std::max<uint64_t>(static_cast<uint64_t>(attr.st_size), record->length);
   if (space && longest > space->block_bytes) {
@@ -309,13 +326,11 @@ void BlockStore::PendingRelease(Ino ino, uint64_t handle) {
   PublishSlot(slot);
 }
 
-bool BlockStore::StillMapped(SlotId slot) {
+bool BlockStore::StillMapped(const Fd& file) {
   // A write lease is granted only where no other open file of the inode exists; a mapping keeps
   // its file open. Source: fcntl(2) F_SETLEASE.
-  const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
-  if (!file.ok()) return false;
-  if (::fcntl(file->get(), F_SETLEASE, F_WRLCK) != 0) return errno == EAGAIN;
-  ::fcntl(file->get(), F_SETLEASE, F_UNLCK);
+  if (::fcntl(file.get(), F_SETLEASE, F_WRLCK) != 0) return errno == EAGAIN;
+  ::fcntl(file.get(), F_SETLEASE, F_UNLCK);
   return false;
 }
 
@@ -329,12 +344,17 @@ void BlockStore::CloseBackingOf(SlotId slot) {
 void BlockStore::PublishSlot(SlotId slot) {
   SlotRecord& record = parts_.slots->record(slot);
   CloseBackingOf(slot);
+  std::shared_ptr<Fd> file;
+  {
+    MutexLock lock(mutex_);
+    file = PendingFile(slot);
+  }
   // The kernel lets go of the backing file when the closing process returns from close(), which
   // may be a moment after RELEASE.
-  bool mapped = StillMapped(slot);
+  bool mapped = file != nullptr && StillMapped(*file);
   for (int tries = 0; mapped && tries < kReleaseTries; ++tries) {
     std::this_thread::sleep_for(kReleasePause);
-    mapped = StillMapped(slot);
+    mapped = StillMapped(*file);
   }
   if (mapped) {
     // A shared mapping outlives its descriptor: later stores would change a sealed block.
@@ -347,19 +367,15 @@ void BlockStore::PublishSlot(SlotId slot) {
   }
   struct stat attr {};
   uint32_t crc = 0;
-  {
-    const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDWR);
-    if (file.ok()) ::fstat(file->get(), &attr);
-    const auto length = static_cast<uint64_t>(attr.st_size);
-    if (file.ok() && length > 0) {
-      parts_.slots->Trim(slot, file->get(), length);
-      if (record.place.valid()) {
-        // Durable already; only the same bytes may be published under that entry.
-        void* mapped = ::mmap(nullptr, length, PROT_READ, MAP_SHARED, file->get(), 0);
-        if (mapped != MAP_FAILED) {
-          crc = Crc32c({static_cast<const std::byte*>(mapped), length});
-          ::munmap(mapped, length);
-        }
+  if (file != nullptr && ::fstat(file->get(), &attr) == 0 && attr.st_size > 0) {
+    const auto bytes = static_cast<uint64_t>(attr.st_size);
+    parts_.slots->Trim(slot, file->get(), bytes);
+    if (record.place.valid()) {
+      // Durable already; only the same bytes may be published under that entry.
+      void* mapped_bytes = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file->get(), 0);
+      if (mapped_bytes != MAP_FAILED) {
+        crc = Crc32c({static_cast<const std::byte*>(mapped_bytes), bytes});
+        ::munmap(mapped_bytes, bytes);
       }
     }
   }
@@ -429,6 +445,7 @@ void BlockStore::ForgetPending(SlotId slot) {
     --pending_count_;
   }
   if (!record.parent.IsZero()) Unpin(BlockHash62(record.namespace_id, record.parent));
+  pending_files_.erase(slot);
 }
 
 void BlockStore::Unpin(uint64_t hash) {

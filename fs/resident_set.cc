@@ -124,7 +124,7 @@ bool ResidentSet::MakeRoom(uint64_t bytes, uint64_t limit) {
   return true;
 }
 
-Result<SlotId> ResidentSet::CreateSlot(uint64_t reserve_bytes, milliseconds timeout) {
+Result<SlotId> ResidentSet::CreateSlot(uint64_t reserve_bytes, milliseconds timeout, Fd* file) {
   const auto deadline = steady_clock::now() + timeout;
   for (;;) {
     uint64_t seen = 0;
@@ -132,7 +132,7 @@ Result<SlotId> ResidentSet::CreateSlot(uint64_t reserve_bytes, milliseconds time
       MutexLock lock(mutex_);
       seen = changes_;
     }
-    Result<SlotId> slot = tier_.Create(reserve_bytes);
+    Result<SlotId> slot = tier_.Create(reserve_bytes, file);
     if (slot.ok() || slot.code() != Code::kNoSpace) return slot;
     if (reserve_bytes > tier_.capacity_bytes()) return slot;
     if (MakeRoom(reserve_bytes + 4096, tier_.capacity_bytes())) continue;

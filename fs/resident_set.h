@@ -41,7 +41,9 @@ class ResidentSet {
   void Stop();
 
   // A fresh slot (state kMaking), making room if needed; waits for write-back at most `timeout`.
-  Result<iouring::SlotId> CreateSlot(uint64_t reserve_bytes, std::chrono::milliseconds timeout);
+  // `file` (may be null) gets a read-write descriptor of it.
+  Result<iouring::SlotId> CreateSlot(uint64_t reserve_bytes, std::chrono::milliseconds timeout,
+                                     Fd* file = nullptr);
   // The slot will hold that many bytes; makes room for the difference.
   Status Grow(iouring::SlotId slot, uint64_t bytes, std::chrono::milliseconds timeout);
 
