@@ -1,1 +1,6 @@
 # Unit tests of tools: kvc_test(unit unit/tools/<file>_test kvcfs_tools)
+foreach(file block_bytes client command metrics_server metrics_text node_config replay report synth
+        trace)
+  kvc_test(unit unit/tools/${file}_test kvcfs_tools)
+endforeach()
+add_dependencies(command_test kvcfs)
