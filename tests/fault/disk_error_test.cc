@@ -175,6 +175,7 @@ class DiskError : public testing::TestWithParam<Mode> {
     calls.statfs = DiskStatfs;
     std::vector<std::string> words{"disk", "-f", disk_};
     std::vector<char*> argv;
+    argv.reserve(words.size());
     for (std::string& word : words) argv.push_back(word.data());
     return ::fuse_main(static_cast<int>(argv.size()), argv.data(), &calls, nullptr);
   }

@@ -193,6 +193,7 @@ CommandResult RunCommand(const std::vector<std::string>& words, const std::strin
                 ::pipe2(err.data(), O_CLOEXEC),
             0);
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
   const pid_t pid = ::fork();

@@ -129,6 +129,7 @@ bool TestMount::Start() {
                                  options_.dram, "--nvme",        options_.nvme};
   words.insert(words.end(), options_.extra.begin(), options_.extra.end());
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   pid_ = ::fork();
