@@ -1,6 +1,7 @@
 // Dropping blocks: by name, with what extends them; never from another chain.
 #include <algorithm>
 
+#include "base/crash_point.h"
 #include "base/log.h"
 #include "fs/block_metrics.h"
 #include "fs/block_store.h"
@@ -54,6 +55,7 @@ void BlockStore::RemoveLeaf(BlockRef ref, Counter& why) {
 uint64_t BlockStore::DropTree(BlockRef ref, Counter& why, bool tombstone) {
   const NamespaceId ns = index_.namespace_of(ref);
   const BlockKey key = index_.key(ref);
+  KVC_CRASH_POINT("drop.before_remove");
   const std::vector<BlockRef> all = index_.Subtree(ref);
   for (const BlockRef each : all) RemoveLeaf(each, why);
   // One tombstone hides the whole subtree from a rebuild: what has no parent is dropped there too.

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/crash_point.h"
 #include "base/crc32c.h"
 #include "base/log.h"
 #include "fs/block_metrics.h"
@@ -232,6 +233,7 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
   record.mtime_nanos = view.mtime_nanos;
   record.place = {state.segment, state.offset_4k, state.sequence};
   record.flags = 0;
+  KVC_CRASH_POINT("fetch.before_state");
   record.state.store(SlotState::kBlock, std::memory_order_release);
   state.slot = *slot;
   index_.SetState(*ref, state);

@@ -131,6 +131,19 @@ void BlockStore::AwaitPublication(NamespaceId ns, const BlockKey& key, MutexLock
   }
 }
 
+void BlockStore::AwaitPublications(NamespaceId ns, MutexLock& lock) {
+  std::vector<BlockKey> keys;
+  for (const auto& [hash, slots] : pending_) {
+    for (const SlotId slot : slots) {
+      const SlotRecord& record = parts_.slots->record(slot);
+      if (record.namespace_id == ns && (record.flags & iouring::kSlotFlushed) != 0) {
+        keys.push_back(record.key);
+      }
+    }
+  }
+  for (const BlockKey& key : keys) AwaitPublication(ns, key, lock);
+}
+
 std::optional<BlockView> BlockStore::Find(NamespaceId ns, const BlockKey& key, Use use) {
   MutexLock lock(mutex_);
   std::optional<BlockRef> ref = index_.Find(ns, key);
@@ -180,6 +193,7 @@ void BlockStore::ListChain(NamespaceId ns, const BlockKey& tip, uint64_t from_or
 
 void BlockStore::ListLeaves(NamespaceId ns, uint64_t cookie, const Visit& visit) {
   MutexLock lock(mutex_);
+  if (cookie == 0) AwaitPublications(ns, lock);
   index_.ListLeaves(ns, cookie, [&](BlockRef ref, uint64_t next) KVC_NO_ANALYSIS {
     return visit(ViewOf(ref), next);
   });
@@ -187,6 +201,7 @@ void BlockStore::ListLeaves(NamespaceId ns, uint64_t cookie, const Visit& visit)
 
 void BlockStore::ListBlocks(NamespaceId ns, uint64_t cookie, const Visit& visit) {
   MutexLock lock(mutex_);
+  if (cookie == 0) AwaitPublications(ns, lock);
   index_.ListBlocks(ns, cookie, [&](BlockRef ref, uint64_t next) KVC_NO_ANALYSIS {
     return visit(ViewOf(ref), next);
   });
@@ -194,6 +209,7 @@ void BlockStore::ListBlocks(NamespaceId ns, uint64_t cookie, const Visit& visit)
 
 bool BlockStore::NamespaceIsEmpty(NamespaceId ns) {
   MutexLock lock(mutex_);
+  AwaitPublications(ns, lock);
   if (index_.block_count(ns) > 0) return false;
   for (const auto& [hash, slots] : pending_) {
     for (const SlotId slot : slots) {

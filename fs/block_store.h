@@ -189,6 +189,8 @@ class BlockStore : public SlotOwner {
   // Waits, bounded, while a writer of that key has flushed and not yet released.
   void AwaitPublication(meta::NamespaceId ns, const BlockKey& key, MutexLock& lock)
       KVC_REQUIRES(mutex_);
+  // The same for every block of a namespace, before it is listed.
+  void AwaitPublications(meta::NamespaceId ns, MutexLock& lock) KVC_REQUIRES(mutex_);
   BlockView UseOf(meta::BlockRef ref, Use use) KVC_REQUIRES(mutex_);
   uint32_t NowSeconds() const;
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <future>
 
+#include "base/crash_point.h"
 #include "base/log.h"
 #include "fs/block_metrics.h"
 #include "fs/block_store.h"
@@ -113,6 +114,7 @@ void BlockStore::AppendSlot(SlotId slot, bool durable, EntryKind kind,
 
 void BlockStore::OnWritten(SlotId slot, uint32_t generation, const Result<SegmentPlace>& place,
                            const EntryMeta& meta) {
+  KVC_CRASH_POINT("writeback.after_append");
   MutexLock lock(mutex_);
   in_flight_.erase(slot);
   --appends_in_flight_;
@@ -318,7 +320,9 @@ Status BlockStore::FlushRecords(bool sync) {
       records_sequence_written_ = records_sequence_;
       unwritten_.Put(meta::AppliedSequenceKey(), meta::EncodeCounter(records_sequence_));
     }
+    KVC_CRASH_POINT("records.before_write");
     const Status written = parts_.meta->Write(unwritten_, false);
+    KVC_CRASH_POINT("records.after_write");
     if (!written.ok()) {
       if (!records_failing_) {
         KVC_LOG(Warn, "block records cannot be written; kept in memory", "error={}",
@@ -381,6 +385,7 @@ bool BlockStore::TryEvict(SlotId slot) {
     DropTree(*ref, BlockMetrics::Get().evicted_capacity, false);
     return true;
   }
+  KVC_CRASH_POINT("evict.before_free");
   BlockState state = index_.state(*ref);
   state.slot = 0;
   index_.SetState(*ref, state);

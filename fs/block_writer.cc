@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "base/crash_point.h"
 #include "base/crc32c.h"
 #include "base/log.h"
 #include "fs/block_metrics.h"
@@ -133,6 +134,7 @@ FsResult<BlockStore::Created> BlockStore::Create(const Caller& caller, const Nam
       KVC_LOG(Warn, "no passthrough for this block", "error={}", LogValue(id.error().text));
     }
   }
+  KVC_CRASH_POINT("create.before_pending");
   MutexLock lock(mutex_);
   pending_[hash].push_back(*slot);
   ++pending_count_;
@@ -301,6 +303,7 @@ FsStatus BlockStore::PendingFlush(const Caller& caller, Ino ino) {
   const uint64_t length_before = record->length;
   record->length = static_cast<uint64_t>(attr.st_size);
   const Status status = MakeDurable(slot, iouring::EntryKind::kBlockIntent, lock);
+  KVC_CRASH_POINT("flush.after_durable");
   record = PendingOf(ino);
   if (record != nullptr) record->length = length_before;
   if (!status.ok()) {
@@ -399,6 +402,7 @@ void BlockStore::PublishSlot(SlotId slot) {
     state.sequence = record.place.sequence;
     dirty = false;
   }
+  KVC_CRASH_POINT("publish.before_insert");
   const Result<BlockRef> ref = index_.Insert(record.namespace_id, record.key, record.parent, state);
   if (!ref.ok()) {
     if (ref.code() == Code::kExists) return Discard(slot, &metrics.lost_race);
@@ -420,7 +424,9 @@ void BlockStore::PublishSlot(SlotId slot) {
     intents_.erase(record.place.sequence);
     record.place = {};
   }
+  KVC_CRASH_POINT("publish.before_state");
   record.state.store(SlotState::kBlock, std::memory_order_release);
+  KVC_CRASH_POINT("publish.after_state");
   space_bytes_[record.namespace_id] += length;
   ++resident_blocks_;
   parts_.resident->Add(slot, this);

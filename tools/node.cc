@@ -16,6 +16,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "base/crash_point.h"
 #include "base/log.h"
 #include "base/metrics.h"
 #include "fs/block_store.h"
@@ -226,6 +227,7 @@ int RunNode(const NodeOptions& options) {
 
   const NodePaths paths(options.data);
   const NodeConfig& config = options.config;
+  if (!options.resumed) ArmCrashPoint(config.test.crash_point);
   const SystemClock clock;
   const auto fail = [](const char* what, const Error& error) {
     KVC_LOG(Error, "cannot start", "part={} error={}", what, LogValue(error.text));

@@ -96,6 +96,12 @@ void BindMeta(ConfigSchema& schema, MetaSettings& meta) {
               {.min = kMiB, .max = 4 * kGiB});
 }
 
+void BindTest(ConfigSchema& schema, TestSettings& test) {
+  schema.Section("test", "For tests of kvcfs itself; leave it alone.");
+  schema.String("crash_point", &test.crash_point,
+                "Kill the daemon at this named place, as \"publish.before_state:3\" (the third time).");
+}
+
 }  // namespace
 
 ConfigSchema BindNodeConfig(NodeConfig& config) {
@@ -104,6 +110,7 @@ ConfigSchema BindNodeConfig(NodeConfig& config) {
   BindFs(schema, config.fs);
   BindIouring(schema, config.iouring);
   BindMeta(schema, config.meta);
+  BindTest(schema, config.test);
   return schema;
 }
 

@@ -53,11 +53,17 @@ struct MetaSettings {
   uint64_t write_buffer_bytes = uint64_t{32} << 20;
 };
 
+// Only for tests of kvcfs itself.
+struct TestSettings {
+  std::string crash_point;
+};
+
 struct NodeConfig {
   NodeSettings node;
   FsSettings fs;
   IouringSettings iouring;
   MetaSettings meta;
+  TestSettings test;
 };
 
 // The table of all keys, bound to the fields of `config`, which must outlive it.
