@@ -1,14 +1,12 @@
 // The ordinary trees: everything under files/ of each namespace.
 //
-// Names, inodes and xattrs are records of the MetaStore, changed in one batch a call. The content of
-// a file is in one place: a slot of the DRAM tier (and, written back, one entry of the NVMe
+// Names, inodes and xattrs are records of the MetaStore, changed in one batch a call. The content
+// of a file is in one place: a slot of the DRAM tier (and, written back, one entry of the NVMe
 // segments), or, for large, pinned (user.kvc.place=disk) and often-fsynced files, a plain file of
 // the data disk, in place, without checksums.
 // Threads: any; every call may block on I/O of its own file.
 // Source: DESIGN 10.2, fs/SEMANTICS.md.
 #pragma once
-
-#include <sys/statvfs.h>
 
 #include <chrono>
 #include <cstdint>
@@ -16,6 +14,8 @@
 #include <span>
 #include <string>
 #include <vector>
+
+#include <sys/statvfs.h>
 
 #include "base/clock.h"
 #include "fs/fs_types.h"
@@ -26,16 +26,32 @@
 
 namespace kvcfs::fs {
 
+// What SetAttr is to set: the values of libfuse's FUSE_SET_ATTR_*.
+enum SetAttrBits : int {
+  kSetMode = 1 << 0,
+  kSetUid = 1 << 1,
+  kSetGid = 1 << 2,
+  kSetSize = 1 << 3,
+  kSetAtime = 1 << 4,
+  kSetMtime = 1 << 5,
+  kSetAtimeNow = 1 << 7,
+  kSetMtimeNow = 1 << 8,
+  kSetKillSuid = 1 << 11,
+};
+
 struct FileTreeOptions {
-  std::string disk_directory;             // for files that live on the data disk; made if absent
-  uint64_t disk_file_bytes_min = 0;       // a file longer than this goes to the data disk (1/8 of DRAM)
-  uint64_t evict_bytes_min = 64u << 10;   // smaller files are never evicted from NVMe
-  uint32_t fsyncs_before_disk = 4;        // of one open: then it moves to the data disk
+  std::string disk_directory;        // for files that live on the data disk; made if absent
+  uint64_t disk_file_bytes_min = 0;  // a file longer than this goes to the data disk (1/8 of DRAM)
+  uint64_t evict_bytes_min = 64u << 10;  // smaller files are never evicted from NVMe
+  uint32_t fsyncs_before_disk = 4;       // of one open: then it moves to the data disk
   std::chrono::milliseconds writeback_delay{500};
-  double attr_timeout_s = 10;             // one host: nobody else changes these
+  double attr_timeout_s = 10;  // one host: nobody else changes these
   double entry_timeout_s = 10;
   std::chrono::milliseconds lease{30000};
   bool resumed = false;  // the kernel still has our files open: take counts and backing ids over
+  // How long a write or an open waits for room in the DRAM tier before it goes to the data disk.
+  std::chrono::milliseconds room_wait{2000};
+  size_t nodes_max = 100'000;  // inodes kept in memory (400 B each), beyond those in use
 };
 
 struct FileTreeParts {
@@ -46,6 +62,9 @@ struct FileTreeParts {
   BackingOpener* backing = nullptr;
   Notifier* notifier = nullptr;
   const Clock* clock = nullptr;
+  // Entries of kind kFile that segment recovery found beyond what the meta store knows: a place
+  // that an entry was moved to just before a crash.
+  std::vector<std::pair<iouring::EntryMeta, iouring::SegmentPlace>> recovered;
 };
 
 struct FileTreeStats {
@@ -61,9 +80,9 @@ class FileTree : public SlotOwner {
                                                 const FileTreeParts& parts);
   ~FileTree() override = default;
 
-  // Segment recovery calls this (before Open's end) for file entries newer than the meta store
-  // knows; and the owner of the SegmentStore asks these for entries of kFile and kFileTombstone.
-  virtual iouring::Fate Judge(const iouring::EntryMeta& meta, const iouring::SegmentPlace& place) = 0;
+  // The owner of the SegmentStore asks these for entries of kFile and kFileTombstone.
+  virtual iouring::Fate Judge(const iouring::EntryMeta& meta,
+                              const iouring::SegmentPlace& place) = 0;
   virtual void Moved(const iouring::EntryMeta& meta, const iouring::SegmentPlace& before,
                      const iouring::SegmentPlace& now) = 0;
   virtual void Lost(const iouring::EntryMeta& meta, const iouring::SegmentPlace& place) = 0;
@@ -75,13 +94,14 @@ class FileTree : public SlotOwner {
   virtual FsResult<Ino> MakeRoot(uid_t uid, gid_t gid, mode_t mode,
                                  const iouring::Uuid& namespace_uuid) = 0;
   virtual bool RootIsEmpty(Ino root) = 0;
-  virtual FsStatus RemoveRoot(Ino root) = 0;          // ENOTEMPTY
-  virtual FsStatus ClearRoot(Ino root) = 0;           // everything below goes (kvcfs drop MNT/NS)
+  virtual FsStatus RemoveRoot(Ino root) = 0;  // ENOTEMPTY
+  virtual FsStatus ClearRoot(Ino root) = 0;   // everything below goes (kvcfs drop MNT/NS)
 
-  virtual FsResult<EntryReply> Lookup(const Caller& caller, Ino parent, const std::string& name) = 0;
+  virtual FsResult<EntryReply> Lookup(const Caller& caller, Ino parent,
+                                      const std::string& name) = 0;
   virtual void Forget(Ino ino, uint64_t lookups) = 0;
   virtual FsResult<AttrReply> GetAttr(Ino ino) = 0;
-  // to_set: FUSE_SET_ATTR_* bits of libfuse; handle: of an open file, or 0.
+  // to_set: SetAttrBits; handle: of an open file, or 0.
   virtual FsResult<AttrReply> SetAttr(const Caller& caller, Ino ino, const struct stat& attr,
                                       int to_set, uint64_t handle) = 0;
   virtual FsResult<std::string> ReadLink(Ino ino) = 0;
