@@ -77,7 +77,7 @@ class ChainIndex {
   std::optional<BlockRef> FindHash(uint64_t hash62) const;  // from an inode number
 
   // How many leading keys are cached as one chain or part of one: refs[i] for each.
-  // All cache misses of a batch of keys are in flight at once: see Matcher in chain_index.cc.
+  // A batch of 32 costs the cache misses of a few probes: see MatchBatch in chain_index.cc.
   size_t Match(NamespaceId ns, std::span<const BlockKey> keys, BlockRef* refs) const;
 
   // Of a valid ref:

@@ -1,20 +1,20 @@
 // Runs: up to 64 blocks of one chain without a fork, in order, in memory that others may read.
 //
 // A run only grows and is truncated at its tail; once truncated it never grows again, so that
-// (run, offset, generation) never names two blocks. Its header stays where it is, its body moves
-// to a larger size as it grows. Body, for a capacity of c blocks: c words of tags (first 8 bytes of
-// the key), c x 3 words of the rest of the keys, c x 3 words of state, c bytes of forks.
+// (run, offset, generation) never names two blocks. Its header stays where it is, its body (see
+// RunBody) moves to a larger size as it grows.
 // Layout and the reader's side: remote_layout.h. Threads: one at a time.
-// Memory: 57 B a block, of which 32 are its key, and 48 a run.
+// Memory: 57 B a block, of which 32 are its key, and 52 a run.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/block_key.h"
+#include "meta/body_store.h"
 #include "meta/flat_map.h"
 #include "meta/index_memory.h"
 #include "meta/remote_layout.h"
@@ -60,11 +60,21 @@ class RunTable {
 
   // Of a block at offset < length:
   BlockKey key(uint64_t run, uint32_t offset) const;
+  // How many of these keys, from the first, are those of the run from `offset` on.
+  size_t CountEqual(uint64_t run, uint32_t offset, std::span<const BlockKey> keys) const {
+    const RunBody body = BodyOf(run);
+    const size_t most = std::min<size_t>(keys.size(), length(run) - offset);
+    for (size_t i = 0; i < most; ++i) {
+      const uint64_t* const rest = body.rest(offset + i);
+      const uint64_t differs = (*body.tag(offset + i) ^ keys[i].Word(0)) |
+                               (rest[0] ^ keys[i].Word(1)) | (rest[1] ^ keys[i].Word(2)) |
+                               (rest[2] ^ keys[i].Word(3));
+      if (differs != 0) return i;
+    }
+    return most;
+  }
   bool KeyIs(uint64_t run, uint32_t offset, const BlockKey& key) const {
-    const Body body = BodyOf(run);
-    if (body.words[offset] != key.Word(0)) return false;
-    const uint64_t* const rest = body.words + body.capacity + 3 * size_t{offset};
-    return rest[0] == key.Word(1) && rest[1] == key.Word(2) && rest[2] == key.Word(3);
+    return CountEqual(run, offset, std::span(&key, 1)) == 1;
   }
   PackedState state(uint64_t run, uint32_t offset) const;
   void SetState(uint64_t run, uint32_t offset, const PackedState& state);
@@ -98,39 +108,23 @@ class RunTable {
   void CheckInvariants() const;
 
  private:
-  struct Body {
-    uint64_t* words;
-    size_t capacity;
-  };
-  // 64 KiB of bodies of one size.
-  struct Chunk {
-    uint64_t address = 0;
-    uint32_t size_class = 0;
-    uint32_t live = 0;
-    uint32_t begun = 0;      // bodies ever given out
-    uint32_t free_head = 0;  // address / 8 of a freed body, whose first word is the next one's
-    bool listed = false;     // in roomy_ of its class
-  };
-
-  static constexpr uint64_t kChunkPages = 16;
-
   uint64_t* Header(uint64_t run) const {
     return headers_[run / layout::kRunBlockHeaders] +
            run % layout::kRunBlockHeaders * layout::kRunWords;
   }
   uint64_t Word(uint64_t run, size_t word) const { return Header(run)[word]; }
-  Body BodyOf(uint64_t run) const {
+  RunBody BodyOf(uint64_t run) const {
     const uint64_t* const header = Header(run);
-    return {memory_.At(uint64_t{layout::Low(header[layout::kRunBody])} * layout::kWordBytes),
-            layout::ShapeCapacity(header[layout::kRunShape])};
+    return bodies_.At(layout::Low(header[layout::kRunBody]),
+                      layout::ShapeCapacity(header[layout::kRunShape]));
   }
   // Makes the versions odd, stores what differs, makes them even.
   void StoreHeader(uint64_t run, uint32_t generation, uint64_t parent, uint64_t body,
                    uint64_t shape);
   void AddHeaderBlock();
+  uint32_t AllocateBody(size_t size_class, uint64_t owner);
   void MoveBody(uint64_t run, uint32_t capacity);
-  uint32_t AllocateBody(size_t size_class);  // address / 8
-  void FreeBody(uint32_t body, size_t size_class);
+  void Compact();  // a step of it, if it is worth it
 
   IndexMemory& memory_;
   std::vector<uint64_t*> headers_;  // [block of 4096]
@@ -139,11 +133,7 @@ class RunTable {
   uint64_t next_id_ = 1;
   uint64_t count_ = 0;
   std::vector<uint32_t> free_ids_;
-  std::vector<std::vector<uint32_t>> roomy_;  // [size class] chunks that may have room
-  std::vector<Chunk> chunks_;
-  std::vector<uint32_t> free_chunks_;  // of chunks_
-  std::vector<uint32_t> chunk_of_;     // [page] the chunk that it belongs to
-  uint64_t chunk_count_ = 0;
+  BodyStore bodies_;
   FlatMap many_forks_;  // run * 64 + offset: the count, where a byte is too small
   void (*publish_)(void*) = nullptr;
   void* publish_argument_ = nullptr;

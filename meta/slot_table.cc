@@ -97,8 +97,12 @@ void SlotTable::Prefetch(uint64_t hash) const {
 bool SlotTable::Insert(uint64_t hash, const Place& place) {
   do {
     const Pair pair = BucketsOf(hash);
-    const FreeSlot first = FindFree(pair.first);
-    const FreeSlot second = FindFree(pair.second);
+    FreeSlot first = FindFree(pair.first);
+    FreeSlot second = FindFree(pair.second);
+    if (first.at == 0 && second.at == 0) {
+      first.at = MakeRoom(hash, pair.first);
+      if (first.at == 0) second.at = MakeRoom(hash, pair.second);
+    }
     if (first.at != 0 || second.at != 0) {
       const bool take_first = second.at == 0 || (first.at != 0 && first.used <= second.used);
       StoreSlot(take_first ? pair.first : pair.second, take_first ? first.at : second.at,
@@ -108,6 +112,24 @@ bool SlotTable::Insert(uint64_t hash, const Place& place) {
     }
   } while (Grow(hash));
   return false;
+}
+
+// Moves a slot of a full bucket to the other bucket of its key, if that has room. It stands in both
+// for a moment, never in neither; a reader that saw each without it sees their versions change.
+size_t SlotTable::MakeRoom(uint64_t hash, uint64_t* bucket) {
+  const uint64_t* const segment = SegmentOf(hash);
+  for (size_t at = 1; at < kBucketVersionEnd; at += 2) {
+    const uint32_t buckets = ShapePages(segment[kSegmentShape]) * kPageBuckets;
+    const BucketPair pair = layout::BucketsOf(bucket[at], buckets);
+    uint64_t* other = BucketAt(segment, pair.first);
+    if (other == bucket) other = BucketAt(segment, pair.second);
+    const FreeSlot free = FindFree(other);
+    if (free.at == 0) continue;
+    StoreSlot(other, free.at, bucket[at], bucket[at + 1]);
+    StoreSlot(bucket, at, 0, 0);
+    return at;
+  }
+  return 0;
 }
 
 void SlotTable::Remove(uint64_t hash, const Place& place) {
@@ -132,11 +154,27 @@ bool SlotTable::Image::Fill(const std::vector<Slot>& from, uint32_t page_count) 
   counts.assign(buckets, 0);
   for (const Slot& slot : from) {
     const BucketPair pair = layout::BucketsOf(slot.tag, buckets);
-    const uint32_t bucket = counts[pair.first] <= counts[pair.second] ? pair.first : pair.second;
-    if (counts[bucket] == kBucketSlots) return false;
+    uint32_t bucket = counts[pair.first] <= counts[pair.second] ? pair.first : pair.second;
+    if (counts[bucket] == kBucketSlots) {
+      if (!MakeRoom(bucket = pair.first) && !MakeRoom(bucket = pair.second)) return false;
+    }
     slots[size_t{bucket} * kBucketSlots + counts[bucket]++] = slot;
   }
   return true;
+}
+
+bool SlotTable::Image::MakeRoom(uint32_t bucket) {
+  Slot* const own = &slots[size_t{bucket} * kBucketSlots];
+  for (uint32_t at = 0; at < kBucketSlots; ++at) {
+    const BucketPair pair = layout::BucketsOf(own[at].tag, pages * kPageBuckets);
+    const uint32_t other = pair.first == bucket ? pair.second : pair.first;
+    if (counts[other] == kBucketSlots) continue;
+    slots[size_t{other} * kBucketSlots + counts[other]++] = own[at];
+    own[at] = own[--counts[bucket]];
+    own[counts[bucket]] = {0, 0};
+    return true;
+  }
+  return false;
 }
 
 std::vector<SlotTable::Slot> SlotTable::SlotsOf(const uint64_t* segment) const {
@@ -203,7 +241,10 @@ bool SlotTable::Grow(uint64_t hash) {
   const uint64_t shape = segment[kSegmentShape];
   const std::vector<Slot> slots = SlotsOf(segment);
   Image image;
-  for (uint32_t pages = ShapePages(shape) + 1; pages <= kSegmentPagesMax; ++pages) {
+  // By an eighth: less would move every slot more often, more would leave more room empty.
+  const uint32_t step = 1 + ShapePages(shape) / 8;
+  for (uint32_t pages = ShapePages(shape); pages < kSegmentPagesMax;) {
+    pages = std::min(pages + step, kSegmentPagesMax);
     if (!image.Fill(slots, pages)) continue;
     std::vector<uint32_t> own;
     for (uint32_t i = 0; i < ShapePages(shape); ++i) own.push_back(PageOf(segment, i));

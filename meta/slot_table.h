@@ -64,6 +64,7 @@ class SlotTable {
     std::vector<Slot> slots;
     std::vector<uint8_t> counts;
     bool Fill(const std::vector<Slot>& from, uint32_t page_count);
+    bool MakeRoom(uint32_t bucket);
   };
 
   uint64_t* SegmentOf(uint64_t hash) const {
@@ -71,6 +72,7 @@ class SlotTable {
   }
   uint64_t* BucketAt(const uint64_t* segment, uint32_t bucket) const;
   Pair BucketsOf(uint64_t hash) const;
+  size_t MakeRoom(uint64_t hash, uint64_t* bucket);  // the word of a slot that is free now, or 0
   uint64_t AddSegment();
   bool Grow(uint64_t hash);
   bool Split(uint64_t hash, const std::vector<Slot>& slots);
