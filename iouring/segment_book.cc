@@ -8,8 +8,11 @@
 namespace kvcfs::iouring {
 namespace {
 
-// One for what is moved, one for what is appended: reclaim begins below.
+// One for what is moved, one for what is appended ...
 constexpr uint64_t kFreeMin = 2;
+// ... and one more per that many segments: reclaim begins below that, early enough that appends do
+// not wait for it.
+constexpr uint64_t kSegmentsPerFree = 32;
 // Reclaiming a segment must gain at least this share of it, or it is only wear.
 constexpr uint64_t kGainDivisor = 16;
 // After that time somebody who waits for room makes the reclaimer try again.
@@ -254,12 +257,16 @@ std::optional<uint32_t> SegmentBook::FindEmptyLocked() const {
 
 bool SegmentBook::HasEnoughFree() const {
   MutexLock lock(mutex_);
-  return CountFree() >= kFreeMin;
+  return CountFree() >= FreeWanted();
 }
 
 std::optional<uint32_t> SegmentBook::FindEmpty() const {
   MutexLock lock(mutex_);
   return FindEmptyLocked();
+}
+
+uint64_t SegmentBook::FreeWanted() const {
+  return kFreeMin + options_.segment_count / kSegmentsPerFree;
 }
 
 bool SegmentBook::IsFilling() const {
@@ -271,8 +278,8 @@ SegmentBook::Need SegmentBook::NeedLocked() const {
   if (FindEmptyLocked() && !room_is_out_) return Need::kErase;
   const uint64_t free = CountFree();
   if (CountErased() < kFreeMin && free >= kFreeMin && IsFilling()) return Need::kMake;
-  if (free < kFreeMin) return room_is_out_ ? Need::kNothing : Need::kRoom;
-  if (free > kFreeMin && !room_is_out_) {
+  if (free < FreeWanted()) return room_is_out_ ? Need::kNothing : Need::kRoom;
+  if (free > FreeWanted() && !room_is_out_) {
     for (const SegmentInfo& info : segments_) {
       if (info.excess && info.state == SegmentState::kSealed && !info.erasing) return Need::kShrink;
     }
@@ -315,11 +322,12 @@ uint64_t SegmentBook::LiveBytesAboveTarget() const {
     const bool may_be = info.state == SegmentState::kAbsent && !disk_full_;
     if (!info.excess && (is_there || may_be || info.state == SegmentState::kFree)) ++usable;
   }
-  // Two are kept free and a head is half empty; of the rest a tenth must be dead, or reclaim would
+  // Some are kept free and a head is half empty; of the rest a tenth must be dead, or reclaim would
   // copy more than it gains. Few segments leave less than `live_share_max`.
   const double all = static_cast<double>(usable * options_.segment_bytes);
+  const uint64_t slack = FreeWanted() + 1;
   const double packed =
-      0.9 * static_cast<double>((usable > 3 ? usable - 3 : 0) * options_.segment_bytes);
+      0.9 * static_cast<double>((usable > slack ? usable - slack : 0) * options_.segment_bytes);
   const auto target = static_cast<uint64_t>(std::min(options_.live_share_max * all, packed));
   return live_bytes_ > target ? live_bytes_ - target : 0;
 }

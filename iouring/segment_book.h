@@ -132,6 +132,7 @@ class SegmentBook {
   uint64_t CountErased() const KVC_REQUIRES(mutex_);
   uint64_t CountFree() const KVC_REQUIRES(mutex_);  // erased, or could be made
   bool IsFilling() const KVC_REQUIRES(mutex_);
+  uint64_t FreeWanted() const;
   Need NeedLocked() const KVC_REQUIRES(mutex_);
   std::optional<uint32_t> FindEmptyLocked() const KVC_REQUIRES(mutex_);
   bool ChangedLocked() KVC_REQUIRES(mutex_);

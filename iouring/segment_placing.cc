@@ -108,7 +108,19 @@ bool SegmentWriter::Fits(const OpenSegment& segment, uint64_t entry_bytes) const
 
 // Who moves entries is the one who makes room: there is nobody else to wait for.
 bool SegmentWriter::GiveUpOnRoom(const LaneState& lane) {
-  return lane.lane == Lane::kMoves || book_.RoomIsOut();
+  if (lane.lane == Lane::kMoves || book_.RoomIsOut()) return true;
+  SetWaitingForSegment(lane, true);
+  return false;
+}
+
+void SegmentWriter::SetWaitingForSegment(const LaneState& lane, bool waiting) {
+  if (lane.lane == Lane::kMoves) return;
+  {
+    MutexLock lock(mutex_);
+    if (appends_wait_for_segment_ == waiting) return;
+    appends_wait_for_segment_ = waiting;
+  }
+  room_changed_.notify_all();
 }
 
 bool SegmentWriter::EnsureSegment(LaneState& lane, uint64_t entry_bytes) {
@@ -125,7 +137,12 @@ bool SegmentWriter::OpenSegmentFor(LaneState& lane) {
   while (!opened) {
     const auto number = book_.TakeAbsent(/*although_full=*/false);
     if (!number) return false;
-    auto file = device_.Create(SegmentName(*number), segment_bytes_);
+    const auto queue = device_.NewQueue({.depth = 4, .registered = {}});
+    auto file = MakeSegment(device_, *queue,
+                            {.node_uuid = options_.node_uuid,
+                             .number = *number,
+                             .segment_bytes = segment_bytes_,
+                             .first_sequence = book_.TakeSequence()});
     if (!file.ok()) {
       KVC_LOG(Warn, "no room for another segment", "error={}", LogValue(file.error().text));
       book_.MakingFailed(*number);
@@ -142,6 +159,7 @@ bool SegmentWriter::OpenSegmentFor(LaneState& lane) {
   segment->file = std::move(opened->file);
   lane.segment = segment.get();
   open_.push_back(std::move(segment));
+  SetWaitingForSegment(lane, false);
   return true;
 }
 

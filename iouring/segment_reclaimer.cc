@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "iouring/segment_recovery.h"
 
 namespace kvcfs::iouring {
 namespace {
@@ -72,7 +73,11 @@ void SegmentReclaimer::Loop() {
 void SegmentReclaimer::MakeSegment() {
   const auto number = book_.TakeAbsent(/*although_full=*/true);
   if (!number) return;
-  auto file = device_.Create(SegmentName(*number), book_.segment_bytes());
+  auto file = iouring::MakeSegment(device_, *io_,
+                                   {.node_uuid = node_uuid_,
+                                    .number = *number,
+                                    .segment_bytes = book_.segment_bytes(),
+                                    .first_sequence = book_.TakeSequence()});
   if (file.ok()) {
     book_.PutMade(*number, std::move(*file));
   } else {
@@ -194,6 +199,8 @@ void SegmentReclaimer::MoveEntry(const SegmentBook::Victim& victim, const FoundE
 }
 
 bool SegmentReclaimer::Erase(uint32_t number) {
+  // What lies here may be dead because of something that a crash could still undo.
+  writer_.SettleDeaths();
   const SegmentBook::Victim victim = book_.BeginErase(number);
   const std::string name = SegmentName(number);
   if (book_.IsExcess(number) || victim.file->bytes() != book_.segment_bytes()) {
@@ -207,19 +214,11 @@ bool SegmentReclaimer::Erase(uint32_t number) {
     book_.Retire(number);
     return false;
   }
-  // The footer too: no trace of this life may be taken for the next one's.
-  AlignedBuffer header(kPageBytes), nothing(kPageBytes);
-  EncodeSegmentHeader({.node_uuid = node_uuid_,
-                       .number = number,
-                       .use = SegmentUse::kErased,
-                       .segment_bytes = book_.segment_bytes(),
-                       .first_sequence = book_.TakeSequence()},
-                      header.span());
-  Status status = WritePages(*io_, *victim.file, 0, header.span());
-  if (status.ok()) {
-    status = WritePages(*io_, *victim.file, book_.segment_bytes() - kPageBytes, nothing.span());
-  }
-  if (status.ok()) status = SyncFile(*io_, *victim.file);
+  const Status status = EraseSegment(*io_, *victim.file,
+                                     {.node_uuid = node_uuid_,
+                                      .number = number,
+                                      .segment_bytes = book_.segment_bytes(),
+                                      .first_sequence = book_.TakeSequence()});
   if (!status.ok()) {
     KVC_LOG(Error, "segment retired", "file={} error={}", LogValue(device_.PathOf(name)),
             LogValue(status.error().text));

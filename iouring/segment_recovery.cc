@@ -301,7 +301,6 @@ class Recovery {
                            .segment_bytes = result_.segment_bytes,
                            .first_sequence = contents.first_sequence},
                           page.span());
-      KVC_TRY(SyncFile(*queue_, *segment.file));
       return WritePages(*queue_, *segment.file, 0, page.span());
     }();
     if (!status.ok()) {  // it will be read entry by entry again
@@ -316,8 +315,12 @@ class Recovery {
     std::sort(heads.begin(), heads.end(), [](const ResumedHead& a, const ResumedHead& b) {
       return a.end_offset < b.end_offset;
     });
+    AlignedBuffer nothing(kPageBytes);
     for (const ResumedHead& head : heads) {
-      const Status status = SyncFile(*queue_, *head.file);
+      // A checkpoint's table would be overwritten by the next one, page by page.
+      Status status =
+          WritePages(*queue_, *head.file, result_.segment_bytes - kPageBytes, nothing.span());
+      if (status.ok()) status = SyncFile(*queue_, *head.file);
       if (!status.ok()) {
         KVC_LOG(Error, "flush failed", "segment={} error={}", head.number,
                 LogValue(status.error().text));
@@ -367,7 +370,33 @@ Result<SuperblockFound> ReadSuperblock(BlockDevice& device, IoQueue& queue) {
 Status WriteTable(IoQueue& queue, BlockFile& file, const Footer& footer, uint64_t segment_bytes,
                   std::span<const FoundEntry> entries) {
   const AlignedBuffer table = EncodeTable(footer, entries);
-  return WritePages(queue, file, segment_bytes - table.size(), table.span());
+  const uint64_t records = table.size() - kPageBytes;
+  KVC_TRY(WritePages(queue, file, segment_bytes - table.size(), table.span().first(records)));
+  KVC_TRY(SyncFile(queue, file));  // the footer says that the table is there
+  KVC_TRY(WritePages(queue, file, segment_bytes - kPageBytes, table.span().last(kPageBytes)));
+  return SyncFile(queue, file);
+}
+
+Status EraseSegment(IoQueue& queue, BlockFile& file, SegmentHeader header) {
+  AlignedBuffer page(kPageBytes), nothing(kPageBytes);
+  header.use = SegmentUse::kErased;
+  EncodeSegmentHeader(header, page.span());
+  KVC_TRY(WritePages(queue, file, 0, page.span()));
+  KVC_TRY(WritePages(queue, file, header.segment_bytes - kPageBytes, nothing.span()));
+  return SyncFile(queue, file);
+}
+
+Result<std::unique_ptr<BlockFile>> MakeSegment(BlockDevice& device, IoQueue& queue,
+                                               const SegmentHeader& header) {
+  const std::string name = SegmentName(header.number);
+  auto file = device.Create(name, header.segment_bytes);
+  if (!file.ok()) return file;
+  const Status erased = EraseSegment(queue, **file, header);
+  if (!erased.ok()) {
+    (void)device.Remove(name);
+    return erased.error();
+  }
+  return file;
 }
 
 }  // namespace kvcfs::iouring

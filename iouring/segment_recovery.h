@@ -43,8 +43,16 @@ struct SuperblockFound {
 };
 Result<SuperblockFound> ReadSuperblock(BlockDevice& device, IoQueue& queue);
 
-// Writes the last pages of a segment, and its header if that is damaged too.
+// Writes the last pages of a segment: records, and when they are durable the footer.
 Status WriteTable(IoQueue& queue, BlockFile& file, const Footer& footer, uint64_t segment_bytes,
                   std::span<const FoundEntry> entries);
+
+// From here on the segment holds nothing, durably. The footer goes too: no trace of this life may
+// be taken for the next one's. `header.first_sequence` is later than all that was in it.
+Status EraseSegment(IoQueue& queue, BlockFile& file, SegmentHeader header);
+
+// A fresh segment file, erased: so a header of zeros is always damage.
+Result<std::unique_ptr<BlockFile>> MakeSegment(BlockDevice& device, IoQueue& queue,
+                                               const SegmentHeader& header);
 
 }  // namespace kvcfs::iouring

@@ -71,6 +71,8 @@ Status SegmentWriter::Append(AppendRequest request, Lane lane, uint64_t origin) 
         return Error{Code::kBusy, "too much waits to be written"};
       }
       queue_bytes_ += bytes;
+      ++queued_count_;
+      if (IsTombstone(request.meta.kind)) tombstone_count_ = queued_count_;
     }
     Item item;
     item.request = std::move(request);
@@ -91,9 +93,27 @@ bool SegmentWriter::WaitForRoom(uint64_t bytes, int timeout_ms) {
 }
 
 Status SegmentWriter::Flush(bool durable) {
+  const uint64_t failed_before = failed_entries_.load();
+  KVC_TRY(FlushLane(Lane::kAppends, durable));
+  if (failed_entries_.load() != failed_before) {
+    return Error{Code::kIo, "entries could not be written"};
+  }
+  return {};
+}
+
+void SegmentWriter::SettleDeaths() {
+  {
+    MutexLock lock(mutex_);
+    const uint64_t wanted = tombstone_count_;
+    while (done_count_ < wanted && !appends_wait_for_segment_) room_changed_.wait(lock.native());
+  }
+  // A round flushes what either lane has written.
+  (void)FlushLane(Lane::kMoves, /*durable=*/true);
+}
+
+Status SegmentWriter::FlushLane(Lane lane, bool durable) {
   std::promise<void> promise;
   std::future<void> done = promise.get_future();
-  const uint64_t failed_before = failed_entries_.load();
   {
     MutexLock lock(mutex_);
     if (stopping_) return Error{Code::kCancelled, "the store is closing"};
@@ -103,14 +123,11 @@ Status SegmentWriter::Flush(bool durable) {
     item.request.done = [&promise](const Result<SegmentPlace>&, const EntryMeta&) {
       promise.set_value();
     };
-    queues_[static_cast<size_t>(Lane::kAppends)].push_back(std::move(item));
+    queues_[static_cast<size_t>(lane)].push_back(std::move(item));
     woken_ = true;
   }
   woken_changed_.notify_one();
   done.wait();
-  if (failed_entries_.load() != failed_before) {
-    return Error{Code::kIo, "entries could not be written"};
-  }
   return {};
 }
 
@@ -203,7 +220,8 @@ void SegmentWriter::Completed(Operation& operation, int error) {
       }
       break;
     case Operation::Kind::kTable:
-      segment.table_written = true;
+      segment.sealed = segment.footer_begun;
+      segment.unsynced = true;
       break;
   }
   if (error != 0) Fail(segment, error);
@@ -299,28 +317,35 @@ void SegmentWriter::EndRound() {
   }
 }
 
-// A table says that its entries are there: they are durable before it is written.
+// A table says that its entries are there, and a footer that its table is: each is written when
+// what it speaks of is durable.
 void SegmentWriter::WriteTables() {
   for (const auto& segment : open_) {
-    if (!segment->closed || segment->failed || segment->table_begun || segment->unsynced ||
+    if (!segment->closed || segment->failed || segment->sealed || segment->unsynced ||
         segment->syncing || segment->operations != 0 || io_->room() == 0) {
       continue;
     }
+    if (!segment->table_begun) {
+      segment->table = EncodeTable({.node_uuid = options_.node_uuid,
+                                    .number = segment->number,
+                                    .first_sequence = segment->first_sequence,
+                                    .end_4k = static_cast<uint32_t>(segment->offset / kPageBytes),
+                                    .sealed = true},
+                                   segment->entries);
+    }
+    const std::span<std::byte> pages = segment->table.span();
+    IoRequest request{.op = IoRequest::Op::kWrite, .bytes = pages.size() - kPageBytes};
+    if (segment->table_begun || request.bytes == 0) {
+      segment->footer_begun = true;
+      request.offset = segment_bytes_ - kPageBytes;
+      request.data = pages.last(kPageBytes).data();
+      request.bytes = kPageBytes;
+    } else {
+      request.offset = segment_bytes_ - pages.size();
+      request.data = pages.data();
+    }
     segment->table_begun = true;
-    Operation operation{Operation::Kind::kTable,
-                        segment.get(),
-                        {},
-                        EncodeTable({.node_uuid = options_.node_uuid,
-                                     .number = segment->number,
-                                     .first_sequence = segment->first_sequence,
-                                     .end_4k = static_cast<uint32_t>(segment->offset / kPageBytes),
-                                     .sealed = true},
-                                    segment->entries)};
-    const std::span<std::byte> table = operation.memory.span();
-    Submit(std::move(operation), {.op = IoRequest::Op::kWrite,
-                                  .offset = segment_bytes_ - table.size(),
-                                  .data = table.data(),
-                                  .bytes = table.size()});
+    Submit({Operation::Kind::kTable, segment.get(), {}, {}}, request);
   }
 }
 
@@ -336,7 +361,7 @@ void SegmentWriter::Settle() {
       }
       return true;
     }
-    if (!segment->table_written) return false;
+    if (!segment->sealed) return false;
     book_.Sealed(segment->number);
     return true;
   });
@@ -357,6 +382,7 @@ void SegmentWriter::Finish(LaneState& lane) {
       {
         MutexLock lock(mutex_);
         queue_bytes_ -= finished->layout.total_bytes;
+        ++done_count_;
       }
       room_changed_.notify_all();
     }
@@ -402,7 +428,6 @@ void SegmentWriter::Checkpoint() {
                            .sealed = false},
                           segment_bytes_, segment->entries);
     }
-    if (status.ok()) status = SyncFile(*io_, *segment->file);
     if (!status.ok()) {
       KVC_LOG(Error, "checkpoint failed", "segment={} error={}", segment->number,
               LogValue(status.error().text));

@@ -44,6 +44,10 @@ class SegmentWriter {
   Status Append(AppendRequest request, Lane lane, uint64_t origin);
   bool WaitForRoom(uint64_t bytes, int timeout_ms);
   Status Flush(bool durable);
+  // For the reclaimer: what says that something else is dead (a tombstone that is queued, a newer
+  // version that is done) is durable when this returns. A tombstone that waits for a segment itself
+  // is not waited for.
+  void SettleDeaths();
   // A segment became free, or it was decided that none will.
   void Wake();
   // Writes all that is queued, leaves a checkpoint in what is being filled, and ends the thread.
@@ -83,8 +87,10 @@ class SegmentWriter {
     bool unsynced = false;          // something was written since the last flush began
     bool syncing = false;
     bool closed = false;  // takes no more entries: to be sealed
+    AlignedBuffer table;  // its pages, then the footer's
     bool table_begun = false;
-    bool table_written = false;
+    bool footer_begun = false;
+    bool sealed = false;  // the footer is written
     bool failed = false;  // no more writes
     bool full = false;    // failed for want of space only
   };
@@ -144,6 +150,7 @@ class SegmentWriter {
     std::array<uint64_t, 2> covers{};  // [lane]
   };
 
+  Status FlushLane(Lane lane, bool durable);
   void Loop();
   bool SleepUntilWoken();  // false: stopped and nothing left to do
 
@@ -154,6 +161,7 @@ class SegmentWriter {
   bool EnsureSegment(LaneState& lane, uint64_t entry_bytes);
   bool OpenSegmentFor(LaneState& lane);
   bool GiveUpOnRoom(const LaneState& lane);
+  void SetWaitingForSegment(const LaneState& lane, bool waiting);
   bool Fits(const OpenSegment& segment, uint64_t entry_bytes) const;
   void Place(LaneState& lane, Pending& pending);
   void PlaceAgain(LaneState& lane);
@@ -187,6 +195,11 @@ class SegmentWriter {
   std::array<std::deque<Item>, 2> queues_ KVC_GUARDED_BY(mutex_);  // [lane]
   bool woken_ KVC_GUARDED_BY(mutex_) = false;
   bool stopping_ KVC_GUARDED_BY(mutex_) = false;
+  bool appends_wait_for_segment_ KVC_GUARDED_BY(mutex_) = false;
+  // Appends that were queued, that are done, and how many were queued with the last tombstone.
+  uint64_t queued_count_ KVC_GUARDED_BY(mutex_) = 0;
+  uint64_t done_count_ KVC_GUARDED_BY(mutex_) = 0;
+  uint64_t tombstone_count_ KVC_GUARDED_BY(mutex_) = 0;
   std::atomic<uint64_t> queue_bytes_{0};
   std::atomic<uint64_t> appended_bytes_{0}, moved_bytes_{0}, io_errors_{0};
   std::atomic<uint64_t> failed_entries_{0};

@@ -112,6 +112,10 @@ class Books final : public EntryOwner {
 
   void SetStore(SegmentStore* store) { store_ = store; }
 
+  void Clear() {
+    MutexLock lock(mutex_);
+    live_.clear();
+  }
   void Put(const EntryMeta& meta, const SegmentPlace& place) {
     std::optional<Located> old;
     {
