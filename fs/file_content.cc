@@ -104,16 +104,6 @@ int CopyFile(int from, int to, uint64_t bytes) {
   return ::ftruncate(to, end) == 0 ? 0 : errno;
 }
 
-iouring::EntryMeta EntryOf(Ino ino, const StableVersion& stable) {
-  iouring::EntryMeta meta;
-  meta.kind = iouring::EntryKind::kFile;
-  meta.ino = ino;
-  meta.version = stable.version;
-  meta.length = stable.length;
-  meta.mtime_nanos = stable.mtime_nanos;
-  return meta;
-}
-
 // ---- where it is
 
 FileContent::Where FileContent::WhereIs(const FileNode& node) const {
@@ -441,12 +431,34 @@ FsStatus FileContent::MoveToDisk(FileNode& node) {
 
 // ---- bringing bytes in
 
+iouring::EntryMeta FileContent::EntryOf(Ino ino, Ino root, const StableVersion& version) {
+  iouring::EntryMeta meta;
+  meta.kind = iouring::EntryKind::kFile;
+  meta.ino = ino;
+  meta.version = version.version;
+  meta.length = version.length;
+  meta.mtime_nanos = version.mtime_nanos;
+  if (const FsResult<NodeRef> tree = table_.Find(root); tree && *tree != nullptr) {
+    MutexLock lock((*tree)->attr);
+    const std::string& uuid = (*tree)->record.target;
+    std::copy_n(uuid.begin(), std::min(uuid.size(), meta.namespace_uuid.size()),
+                meta.namespace_uuid.begin());
+  }
+  return meta;
+}
+
 Status FileContent::ReadEntry(FileNode& node, const StableVersion& stable,
                               std::span<std::byte> into) {
   StableVersion from = stable;
+  Ino root = 0;
+  {
+    MutexLock lock(node.attr);
+    root = node.record.root;
+  }
+  const iouring::EntryMeta meta = EntryOf(node.ino, root, stable);
   for (;;) {
     if (parts_.segments == nullptr) return Error{Code::kIo, "its bytes are in the NVMe tier"};
-    const Status got = parts_.segments->Read(from.place, EntryOf(node.ino, from), into);
+    const Status got = parts_.segments->Read(from.place, meta, into);
     if (got.ok()) return got;
     if (got.code() != Code::kStale && got.code() != Code::kCorrupt) return got;
     MutexLock lock(node.attr);  // reclaim may have moved it meanwhile

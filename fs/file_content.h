@@ -90,6 +90,8 @@ class FileContent {
 
   // True if it was evicted: closed, unmapped, clean.
   bool TryEvict(iouring::SlotId slot);
+  // The meta of the entry that holds a version of a file of that tree. Not under node.attr.
+  iouring::EntryMeta EntryOf(Ino ino, Ino root, const StableVersion& version);
   // Nobody has the slot's file open or mapped.
   bool IsUnused(iouring::SlotId slot) const;
   void FreeSlot(iouring::SlotId slot);
@@ -118,9 +120,6 @@ class FileContent {
   FileQueues& queues_;
   SlotOwner* owner_;
 };
-
-// The meta of the entry that holds a stable version.
-iouring::EntryMeta EntryOf(Ino ino, const StableVersion& stable);
 
 // Whole pieces, whatever the calls return in between. 0 or an errno.
 int ReadFully(int fd, uint64_t offset, std::span<std::byte> into, size_t* done);

@@ -130,9 +130,11 @@ FsResult<OpenReply> TieredFileTree::OpenNode(const Caller& caller, const NodeRef
     } else {
       const Status loaded = content_.Load(*node);
       damaged = loaded.code() == Code::kCorrupt;
-      if (!loaded.ok() && !damaged) {
+      if (!loaded.ok()) {
         KVC_LOG(Warn, "a file cannot be brought in", "ino={:x} error={}", node->ino,
                 LogValue(loaded.error().text));
+      }
+      if (!loaded.ok() && !damaged) {
         return Fail(ErrnoOf(loaded.code()));
       }
     }

@@ -29,7 +29,6 @@ struct FileWriteBack::Copy {
   StableVersion version;
   uint64_t changes = 0;  // of the node when the version was taken
   std::shared_ptr<const Fd> file;
-  iouring::Uuid namespace_uuid{};
 
   Mutex mutex;
   std::condition_variable changed;
@@ -69,8 +68,8 @@ void FileWriteBack::Run() {
   SetThreadName("file-wb");
   for (;;) {
     FileQueues::Work work = queues_.WaitAndTake(*parts_.clock, kTick);
+    if (work.stopping) return;  // who wants all of it done calls All() before
     WorkOff(work);
-    if (work.stopping) return;
   }
 }
 
@@ -143,25 +142,19 @@ Status FileWriteBack::StartCopy(const NodeRef& node, const std::shared_ptr<Copy>
     copy->changes = node->changes;
     node->in_flight = true;
   }
-  if (const FsResult<NodeRef> tree = table_.Find(root); tree && *tree != nullptr) {
-    MutexLock lock((*tree)->attr);
-    std::copy_n((*tree)->record.target.begin(),
-                std::min((*tree)->record.target.size(), copy->namespace_uuid.size()),
-                copy->namespace_uuid.begin());
-  }
+  const iouring::EntryMeta meta = content_.EntryOf(node->ino, root, copy->version);
   {
     MutexLock lock(mutex_);
     ++in_flight_;
   }
   const auto append = [&] {
     iouring::AppendRequest request;
-    request.meta = EntryOf(node->ino, copy->version);
-    request.meta.namespace_uuid = copy->namespace_uuid;
+    request.meta = meta;
     request.durable = durable;
     request.fill = [copy](std::span<std::byte> into) { return copy->Fill(into); };
     request.done = [this, copy](Result<iouring::SegmentPlace> place,
-                                const iouring::EntryMeta& meta) {
-      Finish(*copy, std::move(place), meta.length);
+                                const iouring::EntryMeta& entry) {
+      Finish(*copy, std::move(place), entry.length);
     };
     return parts_.segments->Append(std::move(request));
   };

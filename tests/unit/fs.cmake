@@ -1,1 +1,2 @@
 # Unit tests of fs: kvc_test(unit unit/fs/<file>_test kvcfs_fs)
+kvc_test(unit unit/fs/file_tree_test kvcfs_fs)
