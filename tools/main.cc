@@ -12,8 +12,9 @@ namespace {
 
 using AddVerb = void (*)(CLI::App&, int&);
 constexpr AddVerb kVerbs[] = {
-    kvcfs::tools::AddLookupVerb,  kvcfs::tools::AddStatVerb,   kvcfs::tools::AddTopVerb,
-    kvcfs::tools::AddDropVerb,    kvcfs::tools::AddReplayVerb, kvcfs::tools::AddTraceVerb,
+    kvcfs::tools::AddMountVerb,   kvcfs::tools::AddUnmountVerb, kvcfs::tools::AddLookupVerb,
+    kvcfs::tools::AddStatVerb,    kvcfs::tools::AddTopVerb,     kvcfs::tools::AddDropVerb,
+    kvcfs::tools::AddReplayVerb,  kvcfs::tools::AddTraceVerb,   kvcfs::tools::AddFsckVerb,
     kvcfs::tools::AddVersionVerb,
 };
 
