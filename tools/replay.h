@@ -36,8 +36,8 @@ class ReplayTarget {
  public:
   virtual ~ReplayTarget() = default;
   virtual Result<MatchAnswer> Match(std::span<const BlockKey> keys) = 0;
-  // open; one read of `out`; the file's length in `length`; close. `read_done` is called when the
-  // bytes are there: what follows is not part of the latency.
+  // open; one read of `out`; close. `length`: what was read, and more if the file goes on behind
+  // it. `read_done` is called when the bytes are there: what follows is not part of the latency.
   virtual CallOutcome Read(const BlockKey& key, std::span<std::byte> out, uint64_t* length,
                            const std::function<void()>& read_done) = 0;
   // create below its parent (none: a first block), one write, close.
@@ -65,7 +65,7 @@ struct ReplayOptions {
   uint64_t concurrency = 1;
   double speed = 0;   // times the trace's own; 0: as fast as it goes
   uint64_t seed = 0;  // not 0: requests of one timestamp come in another order
-  std::chrono::milliseconds sample_interval{250};
+  std::chrono::milliseconds sample_interval{100};
 };
 
 struct ReplayHooks {

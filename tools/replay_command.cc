@@ -24,7 +24,7 @@ struct Options {
   std::string trace;
   std::string where;
   std::string block_bytes;
-  uint64_t concurrency = 4;
+  uint64_t concurrency = 1;
   std::string speed = "max";
   uint64_t limit = 0;
   uint64_t seed = 0;
@@ -95,8 +95,11 @@ Result<int> RunReplay(const Options& options) {
   uint64_t block_bytes = 0;
   if (!options.block_bytes.empty()) {
     KVC_TRY_ASSIGN(block_bytes, ParseSize(options.block_bytes));
-    if (block_bytes == 0)
-      return Error{Code::kInvalid, "--block-bytes: a block has at least 1 byte"};
+    constexpr uint64_t kBlockBytesMax = uint64_t{64} << 20;
+    if (block_bytes == 0 || block_bytes > kBlockBytesMax) {
+      return Error{Code::kInvalid, fmt::format("--block-bytes {}: blocks have 1 byte to 64MiB",
+                                               options.block_bytes)};
+    }
   }
   KVC_TRY_ASSIGN(const Trace trace, ReadTrace(options.trace, options.limit));
   KVC_TRY_ASSIGN(replay.block_bytes, PrepareNamespace(options.where, block_bytes));

@@ -1,5 +1,6 @@
 // What a replay found, as text and as JSON.
 #include <algorithm>
+#include <cmath>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -10,15 +11,16 @@
 namespace kvcfs::tools {
 namespace {
 
-double Rounded(double value, double step) {
-  return static_cast<double>(static_cast<int64_t>(value / step + 0.5)) * step;
+// Digits that mean nothing only make a result hard to read.
+double Rounded(double value, int decimals) {
+  const double factor = std::pow(10, decimals);
+  return std::round(value * factor) / factor;
 }
 
 nlohmann::ordered_json LatencyJson(const std::vector<uint64_t>& nanos) {
-  // Tenths of a microsecond: what the clock can tell.
-  return {{"p50", Rounded(QuantileMicros(nanos, 0.5), 0.1)},
-          {"p99", Rounded(QuantileMicros(nanos, 0.99), 0.1)},
-          {"p999", Rounded(QuantileMicros(nanos, 0.999), 0.1)}};
+  return {{"p50", Rounded(QuantileMicros(nanos, 0.5), 1)},
+          {"p99", Rounded(QuantileMicros(nanos, 0.99), 1)},
+          {"p999", Rounded(QuantileMicros(nanos, 0.999), 1)}};
 }
 
 std::string LatencyText(const char* name, const std::vector<uint64_t>& nanos) {
@@ -55,12 +57,12 @@ std::string ReplayJson(const ReplayResult& result) {
       {"requests", result.requests},
       {"blocks_hit", result.blocks_hit},
       {"blocks_missed", result.blocks_missed},
-      {"hit_rate", Rounded(result.HitRate(), 1e-6)},
+      {"hit_rate", Rounded(result.HitRate(), 6)},
       {"bytes_read", result.bytes_read},
       {"bytes_written", result.bytes_written},
       {"wrong_bytes", result.wrong_bytes},
-      {"seconds", Rounded(result.seconds, 1e-6)},
-      {"read_gb_s", Rounded(result.ReadGigabytesPerSecond(), 1e-4)},
+      {"seconds", Rounded(result.seconds, 6)},
+      {"read_gb_s", Rounded(result.ReadGigabytesPerSecond(), 4)},
       {"match_us", LatencyJson(result.match_nanos)},
       {"read_us", LatencyJson(result.read_nanos)},
       {"write_us", LatencyJson(result.write_nanos)},
@@ -77,7 +79,7 @@ std::string ReplayJson(const ReplayResult& result) {
       {"concurrency", result.options.concurrency},
   };
   for (const auto& [call, count] : result.failed_calls) object["failed_calls"][call] = count;
-  if (result.options.speed > 0) object["behind_seconds"] = Rounded(result.behind_seconds, 1e-3);
+  if (result.options.speed > 0) object["behind_seconds"] = Rounded(result.behind_seconds, 3);
   if (!result.first_failure.empty()) object["first_failure"] = result.first_failure;
   return object.dump(2) + "\n";
 }

@@ -1,5 +1,6 @@
 #include "tools/report.h"
 
+#include <algorithm>
 #include <cmath>
 #include <thread>
 
@@ -70,19 +71,22 @@ PlotSeries QuantileCurve(const char* name, const std::vector<uint64_t>& nanos) {
 }
 
 std::string LatencyPlot(const ReplayResult& result) {
+  // As far as there are calls to say something about.
+  const size_t calls = std::max(
+      {result.match_nanos.size(), result.read_nanos.size(), result.write_nanos.size(), size_t{10}});
+  std::vector<std::pair<double, std::string>> ticks{{0, "0%"}, {std::log10(2), "50%"}};
+  std::string nines = "90%";
+  for (double nine = 1; nine <= std::log10(static_cast<double>(calls)); ++nine) {
+    ticks.emplace_back(nine, nines);
+    nines = nine == 1 ? "99%" : nine == 2 ? "99.9%" : nines.substr(0, nines.size() - 1) + "9%";
+  }
   const Plot plot{
       .title = "Latency by quantile",
       .note = "How long the slowest calls take: each step to the right is ten times rarer.",
       .x = {.title = "share of calls that were at least as fast",
             .min = 0,
-            .max = 5,
-            .ticks = {{0, "0%"},
-                      {std::log10(2), "50%"},
-                      {1, "90%"},
-                      {2, "99%"},
-                      {3, "99.9%"},
-                      {4, "99.99%"},
-                      {5, "99.999%"}}},
+            .max = std::log10(static_cast<double>(calls)),
+            .ticks = ticks},
       .y = {.title = "microseconds", .is_log = true, .ticks = {}},
       .series = {QuantileCurve("match", result.match_nanos),
                  QuantileCurve("open+read", result.read_nanos),
@@ -114,15 +118,16 @@ std::string HitRatePlot(const ReplayResult& result) {
     const double missed = static_cast<double>(now.blocks_missed - before.blocks_missed);
     return 100 * Ratio(hit, hit + missed);
   };
-  const Plot plot{.title = "Hit rate over time",
-                  .note = "Blocks that were found in the cache, of all that requests needed.",
-                  .x = {.title = "seconds since start", .ticks = {}},
-                  .y = {.title = "% of blocks", .min = 0, .max = 100, .ticks = {}},
-                  .series = {OverTime("at that time", result.points, share),
-                             OverTime("since start", result.points,
-                                      [&share](const ReplayPoint&, const ReplayPoint& now) {
-                                        return share(ReplayPoint{}, now);
-                                      })}};
+  const Plot plot{
+      .title = "Hit rate over time",
+      .note = "Blocks that were found in the cache, of all that requests needed.",
+      .x = {.title = "seconds since start", .min = 0, .max = result.seconds, .ticks = {}},
+      .y = {.title = "% of blocks", .min = 0, .max = 100, .ticks = {}},
+      .series = {OverTime("at that time", result.points, share),
+                 OverTime("since start", result.points,
+                          [&share](const ReplayPoint&, const ReplayPoint& now) {
+                            return share(ReplayPoint{}, now);
+                          })}};
   return RenderPlot(plot);
 }
 
@@ -136,7 +141,7 @@ std::string ThroughputPlot(const ReplayResult& result) {
   const Plot plot{
       .title = "Bytes over time",
       .note = "Wall clock: the time to make and check every byte is part of it.",
-      .x = {.title = "seconds since start", .ticks = {}},
+      .x = {.title = "seconds since start", .min = 0, .max = result.seconds, .ticks = {}},
       .y = {.title = "GB/s", .ticks = {}},
       .series = {OverTime("read", result.points, rate(&ReplayPoint::bytes_read)),
                  OverTime("written", result.points, rate(&ReplayPoint::bytes_written))}};
@@ -154,7 +159,7 @@ std::string OccupancyPlot(const ReplayResult& result) {
   Plot plot{.title = "Tier occupancy over time",
             .note = fmt::format("DRAM tier {}, NVMe tier {}.", FormatSizeShort(last.dram_capacity),
                                 FormatSizeShort(last.nvme_capacity)),
-            .x = {.title = "seconds since start", .ticks = {}},
+            .x = {.title = "seconds since start", .min = 0, .max = result.seconds, .ticks = {}},
             .y = {.title = "% of capacity", .min = 0, .max = 100, .ticks = {}},
             .series = {}};
   if (last.dram_capacity > 0) {

@@ -81,11 +81,11 @@ std::string MountText(const std::string& mountpoint, const Json& stats) {
   const Json* namespaces = FindAt(stats, "namespaces");
   if (namespaces != nullptr && namespaces->is_array() && !namespaces->empty()) {
     text += fmt::format("\n{:<24} {:>12} {:>12} {:>12}\n", "NAMESPACE", "BLOCKS", "BLOCK SIZE",
-                        "FILES");
+                        "DURABILITY");
     for (const Json& one : *namespaces) {
       text += fmt::format("{:<24} {:>12} {:>12} {:>12}\n", TextAt(one, "name").value_or("?"),
                           CountAt(one, "blocks"), FormatSize(CountAt(one, "block_bytes")),
-                          CountAt(one, "files"));
+                          TextAt(one, "durability").value_or("?"));
     }
   }
   return text;

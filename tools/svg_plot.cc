@@ -9,7 +9,7 @@ namespace kvcfs::tools {
 namespace {
 
 constexpr double kWidth = 720, kHeight = 300;
-constexpr double kLeft = 64, kRight = 16, kTop = 12, kBottom = 44;
+constexpr double kLeft = 64, kRight = 28, kTop = 12, kBottom = 44;
 constexpr size_t kPointsMax = 400;  // more than pixels help nobody
 constexpr size_t kDotsMax = 60;     // with tooltips
 
@@ -107,10 +107,13 @@ std::string RenderSeries(const PlotSeries& series, size_t colour, const Plot& pl
   }
   std::string svg = fmt::format("<polyline class=\"s{}\" points=\"{}\"/>\n", colour + 1, points);
   for (const auto& [at, value] : Thinned(series.points, kDotsMax)) {
+    // Where an axis has names for its places, its numbers mean nothing to readers.
+    const std::string where = plot.x.ticks.empty() ? fmt::format(" at {:.4g}", at) : std::string();
     svg += fmt::format(
-        "<circle class=\"d{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"5\"><title>{}: {:.4g} {} at "
-        "{:.4g}</title></circle>",
-        colour + 1, x(at), y(value), EscapeHtml(series.name), value, EscapeHtml(plot.y.title), at);
+        "<circle class=\"d{}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"5\"><title>{}: {:.4g} "
+        "{}{}</title></circle>",
+        colour + 1, x(at), y(value), EscapeHtml(series.name), value, EscapeHtml(plot.y.title),
+        where);
   }
   return svg + "\n";
 }

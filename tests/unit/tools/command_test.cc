@@ -65,6 +65,7 @@ TEST(Command, MisuseIsTwoAndNamesTheThing) {
       {"trace synth --requests x", "--requests"},
       {"replay x --mount /proc/y --speed slow", "--speed slow"},
       {"replay x --mount /proc/y --block-bytes 5apples", "'5apples' is not a size"},
+      {"replay x --mount /proc/y --block-bytes 100MiB", "1 byte to 64MiB"},
       {"replay x --mount /proc/y --concurrency 0", "--concurrency"},
   };
   for (const auto& one : cases) {

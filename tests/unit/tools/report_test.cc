@@ -97,7 +97,7 @@ TEST(Plot, MapsValuesToPlaces) {
                   .series = {{.name = "s", .points = {{0, 0}, {10, 100}}}}};
   const std::string svg = RenderPlot(plot);
   // The lower left and the upper right corner of the plot's area.
-  EXPECT_NE(svg.find("points=\"64.0,256.0 704.0,12.0 \""), std::string::npos) << svg;
+  EXPECT_NE(svg.find("points=\"64.0,256.0 692.0,12.0 \""), std::string::npos) << svg;
 }
 
 TEST(Plot, LongSeriesAreThinned) {
