@@ -6,10 +6,10 @@
 // versions. Readers hold no lock and can at worst be sent round again.
 //
 //   root       page 0: where the directory and the table of runs are
-//   directory  2^depth addresses of segments, by the upper bits of the hash
-//   segment    256 B-aligned descriptor: an epoch and up to 16 pages of 32 buckets
-//   bucket     128 B: version, 7 slots of 16 B, version; the version's upper half is the epoch of
-//              its segment, so that who looks with an old descriptor notices
+//   directory  2^depth entries of 64 B, by the upper bits of the hash: a segment's up to 16 pages
+//   page       32 buckets
+//   bucket     128 B: version, 7 slots of 16 B, version; the version's upper half is a stamp that
+//              says of which segment it is, so that who looks with an old entry notices
 //   slot       tag 56, state 8 | run 40, offset 12, generation 12
 //   run        48 B header: generation, parent (run, offset), namespace, ordinal, length, body
 //   body       a word a block: the first 8 bytes of its key; then what only the owner reads
@@ -52,30 +52,26 @@ enum RootWord : size_t {
 };
 inline constexpr uint64_t kRootAddress = 0;
 
-// ---- segments: from 1 to 16 pages, one more whenever neither bucket of a key has room; a full one
-// is split in two. So a table of any size is 76 to 90% full, and no insert moves more than 3,584
-// slots.
-enum SegmentWord : size_t {
-  kSegmentVersionBegin = 0,
-  kSegmentShape = 1,  // epoch 32 | pages 8 | depth 8
-  kSegmentPages = 2,  // 16 page numbers of 32 bits, two a word
-  kSegmentVersionEnd = 15,
-  kSegmentWords = 16,
-};
+// ---- segments: from 1 to 16 pages, some more whenever neither bucket of a key has room; a full
+// one is split in two. So a table of any size is 75 to 90% full, and no insert moves more than
+// 3,584 slots. An entry of the directory is 16 x 32 bits: page number 27, pages of the segment less
+// one 5; each number says all, so that it does not matter which of two states a reader finds.
 inline constexpr uint32_t kSegmentPagesMax = 16;
-inline constexpr uint64_t kSegmentBytes = kSegmentWords * kWordBytes;
+inline constexpr size_t kEntryWords = kSegmentPagesMax / 2;
+inline constexpr uint64_t kEntryBytes = kEntryWords * kWordBytes;
+inline constexpr uint32_t kDepthMax = 18;  // 760 million blocks
 
-inline constexpr uint64_t SegmentShape(uint32_t epoch, uint32_t pages, uint32_t depth) {
-  return epoch | uint64_t{pages} << 32 | uint64_t{depth} << 40;
+inline constexpr uint32_t EntryPart(const uint64_t* entry, uint32_t index) {
+  return static_cast<uint32_t>(entry[index / 2] >> (index % 2 * 32));
 }
-inline constexpr uint32_t ShapeEpoch(uint64_t shape) {
-  return static_cast<uint32_t>(shape);
+inline constexpr uint32_t PackPart(uint64_t page, uint32_t pages) {
+  return static_cast<uint32_t>(page << 5) | (pages - 1);
 }
-inline constexpr uint32_t ShapePages(uint64_t shape) {
-  return (shape >> 32) & 0xff;
+inline constexpr uint64_t PartPage(uint32_t part) {
+  return part >> 5;
 }
-inline constexpr uint32_t ShapeDepth(uint64_t shape) {
-  return (shape >> 40) & 0xff;
+inline constexpr uint32_t PartPages(uint32_t part) {
+  return (part & 31) + 1;
 }
 
 inline constexpr size_t DirectoryIndex(uint64_t hash, uint32_t depth) {
@@ -89,8 +85,18 @@ inline constexpr size_t kBucketVersionEnd = kBucketWords - 1;
 inline constexpr uint32_t kPageBuckets = kPageBytes / (kBucketWords * kWordBytes);
 static_assert(kPageBuckets == 32 && 2 + 2 * kBucketSlots == kBucketWords);
 
-inline constexpr uint64_t BucketVersion(uint32_t epoch, uint32_t count) {
-  return uint64_t{epoch} << 32 | count;
+inline constexpr uint64_t BucketVersion(uint32_t stamp, uint32_t count) {
+  return uint64_t{stamp} << 32 | count;
+}
+
+// What a bucket of this hash bears, in a segment of that depth and size, in its page of that index:
+// segment 18, depth 5, pages less one 4, index 4, and a bit to tell it from cleared memory.
+inline constexpr uint32_t Stamp(uint64_t hash, uint32_t depth, uint32_t pages, uint32_t index) {
+  return static_cast<uint32_t>(DirectoryIndex(hash, depth)) << 14 | depth << 9 | (pages - 1) << 5 |
+         index << 1 | 1;
+}
+inline constexpr uint32_t StampDepth(uint32_t stamp) {
+  return (stamp >> 9) & 31;
 }
 
 // The two buckets of a key: by bits 8-39 of the hash, and by a multiple of its upper 56, so that

@@ -15,23 +15,21 @@ constexpr uint32_t kSegmentSlotsMax = kSegmentPagesMax * kPageSlots;
 // A segment that is full in fewer slots than these was filled by hashes chosen to collide: random
 // ones fit two buckets of 7 up to 85% or so.
 constexpr uint32_t kHonestSlotsMin = kSegmentSlotsMax / 2;
-constexpr uint32_t kDepthMax = 24;
 
-uint32_t PageOf(const uint64_t* segment, uint32_t index) {
-  const uint64_t word = segment[kSegmentPages + index / 2];
-  return index % 2 == 0 ? Low(word) : High(word);
+uint64_t DirectoryPages(uint32_t depth) {
+  return ((kEntryBytes << depth) + kPageBytes - 1) / kPageBytes;
 }
 
 // Both versions odd, then the change, then both even.
 void StoreSlot(uint64_t* bucket, size_t at, uint64_t tag, uint64_t place) {
-  const uint32_t epoch = High(bucket[0]);
+  const uint32_t stamp = High(bucket[0]);
   const uint32_t count = Low(bucket[0]);
-  StoreWord(bucket, BucketVersion(epoch, count + 1));
-  StoreWord(bucket + kBucketVersionEnd, BucketVersion(epoch, count + 1));
+  StoreWord(bucket, BucketVersion(stamp, count + 1));
+  StoreWord(bucket + kBucketVersionEnd, BucketVersion(stamp, count + 1));
   StoreWord(bucket + at, tag);
   StoreWord(bucket + at + 1, place);
-  StoreWord(bucket + kBucketVersionEnd, BucketVersion(epoch, count + 2));
-  StoreWord(bucket, BucketVersion(epoch, count + 2));
+  StoreWord(bucket + kBucketVersionEnd, BucketVersion(stamp, count + 2));
+  StoreWord(bucket, BucketVersion(stamp, count + 2));
 }
 
 struct FreeSlot {
@@ -54,13 +52,12 @@ FreeSlot FindFree(const uint64_t* bucket) {
 }  // namespace
 
 SlotTable::SlotTable(IndexMemory& memory) : memory_(memory) {
-  directory_address_ = memory_.Allocate(1);
+  directory_address_ = memory_.Allocate(DirectoryPages(0));
   directory_ = memory_.At(directory_address_);
-  StoreWord(directory_, AddSegment());
   Image image;
-  KVC_CHECK(image.Fill({}, 1));
   std::vector<uint32_t> none;
-  Publish(memory_.At(directory_[0]), image, 0, none);
+  KVC_CHECK(image.Fill({}, 1));
+  Publish(image, 0, 0, none);
 }
 
 void SlotTable::OnDirectoryMoved(void (*publish)(void*), void* argument) {
@@ -69,21 +66,7 @@ void SlotTable::OnDirectoryMoved(void (*publish)(void*), void* argument) {
 }
 
 uint64_t SlotTable::bytes() const {
-  const uint64_t directory_bytes = std::max(kPageBytes, kWordBytes << depth_);
-  return bucket_count_ * kBucketWords * kWordBytes + segment_count_ * kSegmentBytes +
-         directory_bytes;
-}
-
-uint64_t* SlotTable::BucketAt(const uint64_t* segment, uint32_t bucket) const {
-  const uint64_t page = PageOf(segment, bucket / kPageBuckets);
-  return memory_.At(page * kPageBytes) + size_t{bucket % kPageBuckets} * kBucketWords;
-}
-
-SlotTable::Pair SlotTable::BucketsOf(uint64_t hash) const {
-  const uint64_t* const segment = SegmentOf(hash);
-  const BucketPair pair =
-      layout::BucketsOf(hash, ShapePages(segment[kSegmentShape]) * kPageBuckets);
-  return {BucketAt(segment, pair.first), BucketAt(segment, pair.second)};
+  return bucket_count_ * kBucketWords * kWordBytes + DirectoryPages(depth_) * kPageBytes;
 }
 
 void SlotTable::Prefetch(uint64_t hash) const {
@@ -117,12 +100,12 @@ bool SlotTable::Insert(uint64_t hash, const Place& place) {
 // Moves a slot of a full bucket to the other bucket of its key, if that has room. It stands in both
 // for a moment, never in neither; a reader that saw each without it sees their versions change.
 size_t SlotTable::MakeRoom(uint64_t hash, uint64_t* bucket) {
-  const uint64_t* const segment = SegmentOf(hash);
+  const uint64_t* const entry = EntryOf(hash);
+  const uint32_t buckets = PartPages(EntryPart(entry, 0)) * kPageBuckets;
   for (size_t at = 1; at < kBucketVersionEnd; at += 2) {
-    const uint32_t buckets = ShapePages(segment[kSegmentShape]) * kPageBuckets;
     const BucketPair pair = layout::BucketsOf(bucket[at], buckets);
-    uint64_t* other = BucketAt(segment, pair.first);
-    if (other == bucket) other = BucketAt(segment, pair.second);
+    uint64_t* other = BucketAt(entry, pair.first);
+    if (other == bucket) other = BucketAt(entry, pair.second);
     const FreeSlot free = FindFree(other);
     if (free.at == 0) continue;
     StoreSlot(other, free.at, bucket[at], bucket[at + 1]);
@@ -177,86 +160,86 @@ bool SlotTable::Image::MakeRoom(uint32_t bucket) {
   return false;
 }
 
-std::vector<SlotTable::Slot> SlotTable::SlotsOf(const uint64_t* segment) const {
+SlotTable::Segment SlotTable::SegmentOf(uint64_t hash) const {
+  const uint64_t* const entry = EntryOf(hash);
+  Segment segment;
+  segment.pages.resize(PartPages(EntryPart(entry, 0)));
+  for (uint32_t i = 0; i < segment.pages.size(); ++i) {
+    segment.pages[i] = static_cast<uint32_t>(PartPage(EntryPart(entry, i)));
+  }
+  segment.depth = StampDepth(High(*memory_.At(segment.pages[0] * kPageBytes)));
+  segment.first = DirectoryIndex(hash, segment.depth) << (depth_ - segment.depth);
+  return segment;
+}
+
+std::vector<SlotTable::Slot> SlotTable::SlotsOf(const Segment& segment) const {
   std::vector<Slot> slots;
   slots.reserve(kSegmentSlotsMax);
-  const uint32_t buckets = ShapePages(segment[kSegmentShape]) * kPageBuckets;
-  for (uint32_t i = 0; i < buckets; ++i) {
-    const uint64_t* const bucket = BucketAt(segment, i);
-    for (size_t at = 1; at < kBucketVersionEnd; at += 2) {
-      if (bucket[at] != 0) slots.push_back({bucket[at], bucket[at + 1]});
+  for (const uint32_t page : segment.pages) {
+    const uint64_t* bucket = memory_.At(page * kPageBytes);
+    for (uint32_t i = 0; i < kPageBuckets; ++i, bucket += kBucketWords) {
+      for (size_t at = 1; at < kBucketVersionEnd; at += 2) {
+        if (bucket[at] != 0) slots.push_back({bucket[at], bucket[at + 1]});
+      }
     }
   }
   return slots;
 }
 
-uint64_t SlotTable::AddSegment() {
-  if (next_segment_ % kPageBytes == 0) next_segment_ = memory_.Allocate(1);
-  const uint64_t address = next_segment_;
-  next_segment_ += kSegmentBytes;
-  ++segment_count_;
-  uint64_t* const words = memory_.At(address);
-  for (size_t i = 0; i < kSegmentWords; ++i) StoreWord(words + i, 0);
-  return address;
-}
-
-void SlotTable::Publish(uint64_t* segment, const Image& image, uint32_t depth,
-                        std::vector<uint32_t>& pages) {
-  const uint64_t version = segment[kSegmentVersionBegin];
-  bucket_count_ -= ShapePages(segment[kSegmentShape]) * kPageBuckets;
-  StoreWord(segment + kSegmentVersionBegin, version + 1);
-  StoreWord(segment + kSegmentVersionEnd, version + 1);
-  ++epoch_;
-  StoreWord(segment + kSegmentShape, SegmentShape(epoch_, image.pages, depth));
-  uint32_t taken[kSegmentPagesMax] = {};
-  for (uint32_t i = 0; i < image.pages; ++i) {
-    if (pages.empty()) {
-      pages.push_back(static_cast<uint32_t>(memory_.Allocate(1) / kPageBytes));
+// A reader that comes with an old entry finds other stamps, or an odd version; one that finds the
+// new entry before all buckets are written likewise.
+void SlotTable::Publish(const Image& image, size_t first, uint32_t depth,
+                        std::vector<uint32_t>& spare) {
+  const uint64_t hash = depth_ == 0 ? 0 : uint64_t{first} << (64 - depth_);
+  uint64_t entry[kEntryWords] = {};
+  for (uint32_t page = 0; page < image.pages; ++page) {
+    if (spare.empty()) {
+      spare.push_back(static_cast<uint32_t>(memory_.Allocate(1) / kPageBytes));
     }
-    taken[i] = pages.back();
-    pages.pop_back();
-  }
-  for (uint32_t i = 0; i < kSegmentPagesMax; i += 2) {
-    StoreWord(segment + kSegmentPages + i / 2, layout::Pair(taken[i], taken[i + 1]));
-  }
-  for (uint32_t i = 0; i < image.pages * kPageBuckets; ++i) {
-    uint64_t* const bucket = BucketAt(segment, i);
-    StoreWord(bucket, BucketVersion(epoch_, 1));
-    StoreWord(bucket + kBucketVersionEnd, BucketVersion(epoch_, 1));
-    for (uint32_t at = 0; at < kBucketSlots; ++at) {
-      const Slot& slot = image.slots[size_t{i} * kBucketSlots + at];
-      StoreWord(bucket + 1 + 2 * at, slot.tag);
-      StoreWord(bucket + 2 + 2 * at, slot.place);
+    const uint32_t number = spare.back();
+    spare.pop_back();
+    entry[page / 2] |= uint64_t{PackPart(number, image.pages)} << (page % 2 * 32);
+    const uint32_t stamp = Stamp(hash, depth, image.pages, page);
+    uint64_t* bucket = memory_.At(number * kPageBytes);
+    const Slot* slot = &image.slots[size_t{page} * kPageSlots];
+    for (uint32_t i = 0; i < kPageBuckets; ++i, bucket += kBucketWords) {
+      StoreWord(bucket, BucketVersion(stamp, 1));
+      StoreWord(bucket + kBucketVersionEnd, BucketVersion(stamp, 1));
+      for (size_t at = 1; at < kBucketVersionEnd; at += 2, ++slot) {
+        StoreWord(bucket + at, slot->tag);
+        StoreWord(bucket + at + 1, slot->place);
+      }
+      StoreWord(bucket + kBucketVersionEnd, BucketVersion(stamp, 2));
+      StoreWord(bucket, BucketVersion(stamp, 2));
     }
-    StoreWord(bucket + kBucketVersionEnd, BucketVersion(epoch_, 2));
-    StoreWord(bucket, BucketVersion(epoch_, 2));
   }
-  StoreWord(segment + kSegmentVersionEnd, version + 2);
-  StoreWord(segment + kSegmentVersionBegin, version + 2);
+  for (size_t i = first; i < first + (size_t{1} << (depth_ - depth)); ++i) {
+    for (size_t word = 0; word < kEntryWords; ++word) {
+      StoreWord(directory_ + i * kEntryWords + word, entry[word]);
+    }
+  }
   bucket_count_ += image.pages * kPageBuckets;
 }
 
 bool SlotTable::Grow(uint64_t hash) {
-  uint64_t* const segment = SegmentOf(hash);
-  const uint64_t shape = segment[kSegmentShape];
+  Segment segment = SegmentOf(hash);
   const std::vector<Slot> slots = SlotsOf(segment);
+  const auto now = static_cast<uint32_t>(segment.pages.size());
   Image image;
   // By an eighth: less would move every slot more often, more would leave more room empty.
-  const uint32_t step = 1 + ShapePages(shape) / 8;
-  for (uint32_t pages = ShapePages(shape); pages < kSegmentPagesMax;) {
+  const uint32_t step = 1 + now / 8;
+  for (uint32_t pages = now; pages < kSegmentPagesMax;) {
     pages = std::min(pages + step, kSegmentPagesMax);
     if (!image.Fill(slots, pages)) continue;
-    std::vector<uint32_t> own;
-    for (uint32_t i = 0; i < ShapePages(shape); ++i) own.push_back(PageOf(segment, i));
-    Publish(segment, image, ShapeDepth(shape), own);
+    bucket_count_ -= now * kPageBuckets;
+    Publish(image, segment.first, segment.depth, segment.pages);
     return true;
   }
-  return Split(hash, slots);
+  return Split(hash, segment, slots);
 }
 
-bool SlotTable::Split(uint64_t hash, const std::vector<Slot>& slots) {
-  uint64_t* const segment = SegmentOf(hash);
-  const uint32_t depth = ShapeDepth(segment[kSegmentShape]) + 1;
+bool SlotTable::Split(uint64_t hash, const Segment& segment, const std::vector<Slot>& slots) {
+  const uint32_t depth = segment.depth + 1;
   if (slots.size() < kHonestSlotsMin || depth > kDepthMax) return false;
   std::vector<Slot> halves[2];
   for (const Slot& slot : slots) halves[(slot.tag >> (64 - depth)) & 1].push_back(slot);
@@ -268,67 +251,60 @@ bool SlotTable::Split(uint64_t hash, const std::vector<Slot>& slots) {
     if (pages > kSegmentPagesMax) return false;
   }
   if (depth > depth_) DoubleDirectory();
-  std::vector<uint32_t> own;
-  const uint32_t own_pages = ShapePages(segment[kSegmentShape]);
-  for (uint32_t i = 0; i < own_pages; ++i) own.push_back(PageOf(segment, i));
-  const uint64_t added = AddSegment();
-  // The half that stays gets its pages last: a reader that finds the new one empty of a key, since
-  // the directory does not name it yet, comes back when the old one's epoch has changed.
-  uint64_t* const upper = memory_.At(added);
-  std::vector<uint32_t> fresh;
-  Publish(upper, images[1], depth, fresh);
   const size_t span = size_t{1} << (depth_ - depth);
-  const size_t begin = (DirectoryIndex(hash, depth_) / span | 1) * span;
-  for (size_t i = 0; i < span; ++i) StoreWord(directory_ + begin + i, added);
-  Publish(segment, images[0], depth, own);
+  const size_t first = DirectoryIndex(hash, depth_) / (2 * span) * (2 * span);
+  // The upper half gets other pages first, so that its keys are always somewhere; then the lower
+  // half is written where all was.
+  std::vector<uint32_t> fresh;
+  std::vector<uint32_t> own = segment.pages;
+  bucket_count_ -= own.size() * kPageBuckets;
+  Publish(images[1], first + span, depth, fresh);
+  Publish(images[0], first, depth, own);
   for (const uint32_t page : own) memory_.Free(page * kPageBytes, 1);
   return true;
 }
 
 void SlotTable::DoubleDirectory() {
-  const auto pages = [](uint32_t depth) {
-    return ((kWordBytes << depth) + kPageBytes - 1) / kPageBytes;
-  };
   const uint64_t old_address = directory_address_;
   const uint64_t* const old = directory_;
-  const uint64_t old_pages = pages(depth_);
-  directory_address_ = memory_.Allocate(pages(depth_ + 1));
+  directory_address_ = memory_.Allocate(DirectoryPages(depth_ + 1));
   directory_ = memory_.At(directory_address_);
-  for (size_t i = 0; i < size_t{1} << depth_; ++i) {
-    StoreWord(directory_ + 2 * i, old[i]);
-    StoreWord(directory_ + 2 * i + 1, old[i]);
+  for (size_t i = 0; i < size_t{2} << depth_; ++i) {
+    for (size_t word = 0; word < kEntryWords; ++word) {
+      StoreWord(directory_ + i * kEntryWords + word, old[i / 2 * kEntryWords + word]);
+    }
   }
   ++depth_;
   if (publish_ != nullptr) publish_(publish_argument_);
-  memory_.Free(old_address, old_pages);
+  memory_.Free(old_address, DirectoryPages(depth_ - 1));
 }
 
 void SlotTable::CheckInvariants() const {
   uint64_t slots = 0, buckets = 0;
-  const uint64_t* before = nullptr;
-  for (size_t i = 0; i < size_t{1} << depth_; ++i) {
-    const uint64_t* const segment = memory_.At(directory_[i]);
-    if (segment == before) continue;
-    before = segment;
-    const uint64_t shape = segment[kSegmentShape];
-    KVC_CHECK(segment[kSegmentVersionBegin] == segment[kSegmentVersionEnd]);
-    KVC_CHECK(segment[kSegmentVersionBegin] % 2 == 0);
-    KVC_CHECK(ShapeDepth(shape) <= depth_);
-    KVC_CHECK(i % (size_t{1} << (depth_ - ShapeDepth(shape))) == 0);
-    const uint32_t count = ShapePages(shape) * kPageBuckets;
-    buckets += count;
-    for (uint32_t b = 0; b < count; ++b) {
-      const uint64_t* const bucket = BucketAt(segment, b);
+  for (size_t i = 0; i < size_t{1} << depth_;) {
+    const uint64_t some_hash = depth_ == 0 ? 0 : uint64_t{i} << (64 - depth_);
+    const Segment segment = SegmentOf(some_hash);
+    const auto pages = static_cast<uint32_t>(segment.pages.size());
+    KVC_CHECK(segment.depth <= depth_ && segment.first == i);
+    const size_t span = size_t{1} << (depth_ - segment.depth);
+    const uint64_t* const entry = EntryOf(some_hash);
+    for (size_t at = 0; at < span * kEntryWords; ++at) {
+      KVC_CHECK(entry[at] == entry[at % kEntryWords]);
+    }
+    buckets += pages * kPageBuckets;
+    for (uint32_t b = 0; b < pages * kPageBuckets; ++b) {
+      const uint64_t* const bucket = BucketAt(entry, b);
       KVC_CHECK(bucket[0] == bucket[kBucketVersionEnd] && bucket[0] % 2 == 0);
-      KVC_CHECK(High(bucket[0]) == ShapeEpoch(shape));
+      KVC_CHECK(High(bucket[0]) == Stamp(some_hash, segment.depth, pages, b / kPageBuckets));
       for (size_t at = 1; at < kBucketVersionEnd; at += 2) {
         if (bucket[at] == 0) continue;
         ++slots;
-        KVC_CHECK(SegmentOf(bucket[at]) == segment);
-        const BucketPair pair = layout::BucketsOf(bucket[at], count);
+        const BucketPair pair = layout::BucketsOf(bucket[at], pages * kPageBuckets);
         KVC_CHECK(pair.first == b || pair.second == b);
+        KVC_CHECK(EntryOf(bucket[at]) >= entry && EntryOf(bucket[at]) < entry + span * kEntryWords);
       }
     }
+    i += span;
   }
   KVC_CHECK(slots == slot_count_ && buckets == bucket_count_);
 }

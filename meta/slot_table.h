@@ -67,29 +67,42 @@ class SlotTable {
     bool MakeRoom(uint32_t bucket);
   };
 
-  uint64_t* SegmentOf(uint64_t hash) const {
-    return memory_.At(directory_[layout::DirectoryIndex(hash, depth_)]);
+  // A segment as the directory has it, unpacked.
+  struct Segment {
+    size_t first = 0;  // entry of the directory; 2^(depth_ - depth) of them are the same
+    uint32_t depth = 0;
+    std::vector<uint32_t> pages;
+  };
+
+  const uint64_t* EntryOf(uint64_t hash) const {
+    return directory_ + layout::DirectoryIndex(hash, depth_) * layout::kEntryWords;
   }
-  uint64_t* BucketAt(const uint64_t* segment, uint32_t bucket) const;
-  Pair BucketsOf(uint64_t hash) const;
+  uint64_t* BucketAt(const uint64_t* entry, uint32_t bucket) const {
+    const uint32_t part = layout::EntryPart(entry, bucket / layout::kPageBuckets);
+    return memory_.At(layout::PartPage(part) * layout::kPageBytes) +
+           size_t{bucket % layout::kPageBuckets} * layout::kBucketWords;
+  }
+  Pair BucketsOf(uint64_t hash) const {
+    const uint64_t* const entry = EntryOf(hash);
+    const layout::BucketPair pair = layout::BucketsOf(
+        hash, layout::PartPages(layout::EntryPart(entry, 0)) * layout::kPageBuckets);
+    return {BucketAt(entry, pair.first), BucketAt(entry, pair.second)};
+  }
+  Segment SegmentOf(uint64_t hash) const;
   size_t MakeRoom(uint64_t hash, uint64_t* bucket);  // the word of a slot that is free now, or 0
-  uint64_t AddSegment();
   bool Grow(uint64_t hash);
-  bool Split(uint64_t hash, const std::vector<Slot>& slots);
+  bool Split(uint64_t hash, const Segment& segment, const std::vector<Slot>& slots);
   void DoubleDirectory();
-  std::vector<Slot> SlotsOf(const uint64_t* segment) const;
-  // Writes the image to the segment, with pages taken from `pages` as far as they go.
-  void Publish(uint64_t* segment, const Image& image, uint32_t depth, std::vector<uint32_t>& pages);
+  std::vector<Slot> SlotsOf(const Segment& segment) const;
+  // Writes the image to pages, taken from `spare` as far as they go, and then the entries.
+  void Publish(const Image& image, size_t first, uint32_t depth, std::vector<uint32_t>& spare);
 
   IndexMemory& memory_;
   uint64_t* directory_ = nullptr;
   uint64_t directory_address_ = 0;
   uint32_t depth_ = 0;
-  uint32_t epoch_ = 0;
   uint64_t slot_count_ = 0;
   uint64_t bucket_count_ = 0;
-  uint64_t segment_count_ = 0;
-  uint64_t next_segment_ = 0;  // address, within a page of descriptors
   void (*publish_)(void*) = nullptr;
   void* publish_argument_ = nullptr;
 };
