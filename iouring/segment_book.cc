@@ -82,7 +82,9 @@ std::optional<SegmentBook::Opened> SegmentBook::TakeFree(Lane lane) {
     info.state = SegmentState::kOpen;
     info.first_sequence = info.last_sequence = next_sequence_++;
     info.live_bytes = 0;
-    info.tombstones = 0;
+    info.used_bytes = 0;
+    info.tombstones = info.kept_tombstones = 0;
+    info.sealed_early = false;
     info.identities.clear();
     changed_.notify_all();
     return Opened{number, info.first_sequence, info.file};
@@ -92,7 +94,7 @@ std::optional<SegmentBook::Opened> SegmentBook::TakeFree(Lane lane) {
 
 std::optional<uint32_t> SegmentBook::TakeAbsent(bool although_full) {
   MutexLock lock(mutex_);
-  if (disk_full_ && !although_full) return std::nullopt;
+  if (disk_full_ && reclaiming_ && !although_full) return std::nullopt;
   for (uint32_t number = 1; number < segments_.size(); ++number) {
     const SegmentInfo& info = segments_[number];
     if (info.state == SegmentState::kAbsent && !info.excess && !info.erasing) {
@@ -113,10 +115,14 @@ void SegmentBook::PutMade(uint32_t number, std::shared_ptr<BlockFile> file) {
   room_is_out_ = false;
 }
 
-void SegmentBook::MakingFailed(uint32_t number) {
+void SegmentBook::MakingFailed(uint32_t number, Code code) {
   MutexLock lock(mutex_);
   segments_[number].erasing = false;
-  disk_full_ = true;
+  if (code != Code::kNoSpace && MayRetireLocked()) {
+    segments_[number].state = SegmentState::kRetired;  // another may do
+  } else {
+    disk_full_ = true;
+  }
   changed_.notify_all();
 }
 
@@ -124,32 +130,39 @@ void SegmentBook::NoteEntry(uint32_t number, const EntryMeta& meta) {
   MutexLock lock(mutex_);
   SegmentInfo& info = segments_[number];
   info.last_sequence = std::max(info.last_sequence, meta.sequence);
+  info.used_bytes += LayoutOf(meta.length).total_bytes;
   if (IsTombstone(meta.kind)) {
     ++info.tombstones;
+    if (meta.origin != meta.sequence) ++info.kept_tombstones;
   } else {
     info.identities.push_back(IdentityHash(meta));
   }
 }
 
-void SegmentBook::Sealed(uint32_t number) {
+void SegmentBook::Sealed(uint32_t number, bool early) {
   MutexLock lock(mutex_);
   SegmentInfo& info = segments_[number];
+  info.sealed_early = info.sealed_early || early;
   info.state = SegmentState::kSealed;
   std::sort(info.identities.begin(), info.identities.end());
   info.identities.shrink_to_fit();
   ChangedLocked();
 }
 
-bool SegmentBook::Retire(uint32_t number) {
-  MutexLock lock(mutex_);
+bool SegmentBook::MayRetireLocked() const {
   uint64_t retired = 0;
   for (const SegmentInfo& info : segments_) {
     if (info.state == SegmentState::kRetired) ++retired;
   }
+  return retired < std::max<uint64_t>(1, options_.segment_count / 4);
+}
+
+bool SegmentBook::Retire(uint32_t number) {
+  MutexLock lock(mutex_);
   SegmentInfo& info = segments_[number];
   info.erasing = false;
   std::sort(info.identities.begin(), info.identities.end());
-  const bool retire = retired < std::max<uint64_t>(1, options_.segment_count / 4);
+  const bool retire = MayRetireLocked();
   info.state = retire ? SegmentState::kRetired : SegmentState::kSealed;
   ChangedLocked();
   return retire;
@@ -332,16 +345,23 @@ uint64_t SegmentBook::LiveBytesAboveTarget() const {
   return live_bytes_ > target ? live_bytes_ - target : 0;
 }
 
+uint64_t SegmentBook::GainOf(const SegmentInfo& info) const {
+  const uint64_t wanted = info.live_bytes + info.kept_tombstones * kPageBytes;
+  // What does not fit behind the last entry is no gain: it would not fit elsewhere either.
+  const uint64_t taken = info.sealed_early ? options_.segment_bytes : info.used_bytes;
+  return taken > wanted ? taken - wanted : 0;
+}
+
 std::optional<SegmentBook::Victim> SegmentBook::PickVictim(bool excess) const {
   MutexLock lock(mutex_);
   std::optional<Victim> best;
-  uint64_t best_bytes =
-      excess ? UINT64_MAX : options_.segment_bytes * (kGainDivisor - 1) / kGainDivisor;
+  uint64_t best_bytes = UINT64_MAX;
   for (uint32_t number = 1; number < segments_.size(); ++number) {
     const SegmentInfo& info = segments_[number];
     if (info.state != SegmentState::kSealed || info.erasing || info.excess != excess) continue;
     const uint64_t bytes = info.live_bytes + info.tombstones * kPageBytes;
     if (bytes >= best_bytes) continue;
+    if (!excess && GainOf(info) < options_.segment_bytes / kGainDivisor) continue;
     best_bytes = bytes;
     best = Victim{number, info.first_sequence, info.live_bytes, info.file};
   }

@@ -38,7 +38,12 @@ struct SegmentInfo {
   uint64_t first_sequence = 0;  // this life
   uint64_t last_sequence = 0;   // highest sequence in it
   uint64_t live_bytes = 0;      // of whole entries (header and padding)
+  uint64_t used_bytes = 0;      // of all entries, dead ones too
   uint32_t tombstones = 0;
+  uint32_t kept_tombstones = 0;  // of these: known to hide something when they were moved
+  // Sealed with room left, not because the next entry did not fit. So is whatever was found at the
+  // start: each is worth one try to pack it better.
+  bool sealed_early = false;
   uint32_t readers = 0;
   std::vector<uint32_t> identities;  // of entries that are no tombstones; sorted once sealed
 };
@@ -71,12 +76,12 @@ class SegmentBook {
   // can always go on.
   std::optional<Opened> TakeFree(Lane lane);
   // An absent segment whose file may be made now; PutMade or MakingFailed follows. Where the disk
-  // was full, only `although_full` tries again.
+  // was full, only the reclaimer tries again (`although_full`), if it runs.
   std::optional<uint32_t> TakeAbsent(bool although_full);
   void PutMade(uint32_t number, std::shared_ptr<BlockFile> file);  // now kFree
-  void MakingFailed(uint32_t number);
+  void MakingFailed(uint32_t number, Code code);
   void NoteEntry(uint32_t number, const EntryMeta& meta);  // it is being written there
-  void Sealed(uint32_t number);
+  void Sealed(uint32_t number, bool early);
   // false: too many are retired already, it is sealed instead.
   bool Retire(uint32_t number);
   // Nobody will free a segment now: give up. (If that was decided a while ago, asks once more.)
@@ -135,6 +140,8 @@ class SegmentBook {
   uint64_t FreeWanted() const;
   Need NeedLocked() const KVC_REQUIRES(mutex_);
   std::optional<uint32_t> FindEmptyLocked() const KVC_REQUIRES(mutex_);
+  uint64_t GainOf(const SegmentInfo& info) const;
+  bool MayRetireLocked() const KVC_REQUIRES(mutex_);
   bool ChangedLocked() KVC_REQUIRES(mutex_);
 
   const SegmentBookOptions options_;

@@ -12,6 +12,8 @@ namespace {
 constexpr uint64_t kWriteBytes = uint64_t{1} << 20;
 // An entry never needs more operations than that: larger ones are written in larger pieces.
 constexpr uint64_t kPiecesMax = 64;
+// A device that refuses to make files is not asked for ever.
+constexpr unsigned kMakeAttempts = 4;
 // Room for the pieces of one entry, a segment's header, tables and flushes.
 constexpr unsigned kOperationsFree = kPiecesMax + 16;
 
@@ -134,8 +136,10 @@ bool SegmentWriter::EnsureSegment(LaneState& lane, uint64_t entry_bytes) {
 
 bool SegmentWriter::OpenSegmentFor(LaneState& lane) {
   auto opened = book_.TakeFree(lane.lane);
+  unsigned attempts = 0;
   while (!opened) {
-    const auto number = book_.TakeAbsent(/*although_full=*/false);
+    const auto number =
+        attempts++ < kMakeAttempts ? book_.TakeAbsent(/*although_full=*/false) : std::nullopt;
     if (!number) return false;
     const auto queue = device_.NewQueue({.depth = 4, .registered = {}});
     auto file = MakeSegment(device_, *queue,
@@ -144,9 +148,11 @@ bool SegmentWriter::OpenSegmentFor(LaneState& lane) {
                              .segment_bytes = segment_bytes_,
                              .first_sequence = book_.TakeSequence()});
     if (!file.ok()) {
-      KVC_LOG(Warn, "no room for another segment", "error={}", LogValue(file.error().text));
-      book_.MakingFailed(*number);
-      return false;
+      KVC_LOG(Warn, "segment cannot be made", "error={}", LogValue(file.error().text));
+      if (file.code() != Code::kNoSpace) ++io_errors_;
+      book_.MakingFailed(*number, file.code());
+      if (file.code() == Code::kNoSpace) return false;
+      continue;
     }
     book_.PutMade(*number, std::move(*file));
     opened = book_.TakeFree(lane.lane);

@@ -81,8 +81,8 @@ void SegmentReclaimer::MakeSegment() {
   if (file.ok()) {
     book_.PutMade(*number, std::move(*file));
   } else {
-    KVC_LOG(Warn, "no room for another segment", "error={}", LogValue(file.error().text));
-    book_.MakingFailed(*number);
+    KVC_LOG(Warn, "segment cannot be made", "error={}", LogValue(file.error().text));
+    book_.MakingFailed(*number, file.code());
   }
 }
 

@@ -195,7 +195,9 @@ class Recovery {
     info.file = segment.file;
     info.first_sequence = contents.first_sequence;
     info.last_sequence = contents.last_sequence;
+    info.sealed_early = true;
     for (const FoundEntry& entry : contents.entries) {
+      info.used_bytes += LayoutOf(entry.meta.length).total_bytes;
       if (IsTombstone(entry.meta.kind)) {
         ++info.tombstones;
       } else {

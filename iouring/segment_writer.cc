@@ -355,14 +355,14 @@ void SegmentWriter::Settle() {
     if (!segment->closed || segment->operations != 0 || segment->undone_entries != 0) return false;
     if (segment->failed) {
       if (segment->full) {
-        book_.Sealed(segment->number);
+        book_.Sealed(segment->number, /*early=*/true);
       } else {
         book_.Retire(segment->number);
       }
       return true;
     }
     if (!segment->sealed) return false;
-    book_.Sealed(segment->number);
+    book_.Sealed(segment->number, /*early=*/false);
     return true;
   });
 }
