@@ -16,8 +16,13 @@ constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
 constexpr unsigned kDepth = 64;
 static_assert(kPieceBytes % kCrcChunkBytes == 0);
 
+// Whether it was intended or published when it was written: the bytes of a block are the same.
+EntryKind DataKind(EntryKind kind) {
+  return kind == EntryKind::kBlockIntent ? EntryKind::kBlock : kind;
+}
+
 bool SameName(const EntryMeta& a, const EntryMeta& b) {
-  return a.kind == b.kind && a.namespace_uuid == b.namespace_uuid && a.key == b.key &&
+  return DataKind(a.kind) == DataKind(b.kind) && a.namespace_uuid == b.namespace_uuid && a.key == b.key &&
          a.ino == b.ino && a.version == b.version && a.length == b.length;
 }
 
