@@ -69,7 +69,7 @@ enum class OpenMode : uint8_t { kPassthrough, kCached, kDirect };
 struct OpenReply {
   uint64_t handle = 0;
   OpenMode mode = OpenMode::kCached;
-  uint32_t backing_id = 0;   // kPassthrough
+  uint32_t backing_id = 0;   // kPassthrough, and kDirect beside it (mappings then go past us)
   bool keep_cache = false;   // kCached: pages of earlier opens are still right
   bool parallel_direct_writes = false;
 };

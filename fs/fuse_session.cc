@@ -158,7 +158,8 @@ void SetOpen(const OpenReply& open, int flags, fuse_file_info* info) {
   // Without a FLUSH at close() a reader costs one round trip less.
   info->noflush = (flags & O_ACCMODE) == O_RDONLY;
 #ifndef KVCFS_FUSE_CLASSIC_ONLY
-  if (open.mode == OpenMode::kPassthrough) info->backing_id = static_cast<int>(open.backing_id);
+  // Beside passthrough a direct open needs the same id too, or the kernel refuses it with EIO.
+  if (open.mode != OpenMode::kCached) info->backing_id = static_cast<int>(open.backing_id);
 #endif
 }
 
