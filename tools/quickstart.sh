@@ -66,7 +66,7 @@ daemon=
 stop() {
   local result=0 tries
   if [[ -n $daemon ]]; then
-    "$kvcfs" unmount "$mount" >/dev/null 2>&1 || result=1
+    timeout 60 "$kvcfs" unmount "$mount" >/dev/null 2>&1 || result=1
     for ((tries = 0; tries < 300; ++tries)); do
       kill -0 "$daemon" 2>/dev/null || break
       sleep 0.1
@@ -79,7 +79,11 @@ stop() {
     wait "$daemon" || result=1
     daemon=
   fi
-  if mountpoint -q "$mount"; then result=1; umount --lazy "$mount" || true; fi
+  # Neither of these is left by a clean end: the filesystem, and the memory behind it.
+  local left
+  for left in "$mount" "$data/dram"; do
+    if mountpoint -q "$left"; then result=1; umount --lazy "$left" || true; fi
+  done
   return "$result"
 }
 finished=no
@@ -120,14 +124,14 @@ note "version $(head -n 1 "$mount/.kvcfs/version")"
 
 # The main job: engines that share prefixes, asking for chains of blocks and writing what they miss.
 title "Playing a trace of 200 requests"
-block_bytes=65536
+block_bytes=65536  # 64KiB: what 200 requests leave fits any machine
 ns=$mount/demo
 mkdir -p "$ns"
 trace=$scratch/trace.jsonl
 "$kvcfs" trace synth --requests 200 --seed 1 --output "$trace"
 play() {
   note "\$ kvcfs replay trace.jsonl --mount $ns --block-bytes 64KiB --json"
-  "$kvcfs" replay "$trace" --mount "$ns" --block-bytes "$block_bytes" --json >"$1"
+  "$kvcfs" replay "$trace" --mount "$ns" --block-bytes 64KiB --json >"$1"
   python3 - "$1" <<'PYTHON'
 import json, sys
 r = json.load(open(sys.argv[1]))
@@ -148,11 +152,11 @@ expect "no wrong bytes" [ "$(field "$scratch/first.json" wrong_bytes)$(field "$s
 
 title "Looking at it with shell tools"
 # A namespace lists its leaf chains; each is a directory of blocks in token order.
-tip=$(find "$ns" -mindepth 1 -maxdepth 1 -type d -printf '%f\n' | grep -xE '[0-9a-f]{64}' | sort | head -n 1 || true)
+tip=$(find "$ns" -mindepth 1 -maxdepth 1 -type d -printf '%f\n' | grep -xE '[0-9a-f]{64}' | sort | sed -n 1p || true)
 if [[ -z $tip ]]; then fail "the namespace lists no chain"; fi
 note "chains that nothing extends: $(find "$ns" -mindepth 1 -maxdepth 1 -type d | grep -cE '/[0-9a-f]{64}$')"
 note "\$ ls -l $ns/$tip | head"
-find "$ns/$tip" -mindepth 1 | sort | head -n 3 | xargs ls -l | sed "s:$ns/$tip/::; s/^/     /"
+find "$ns/$tip" -mindepth 1 | sort | sed -n 1,3p | xargs ls -l | sed "s:$ns/$tip/::; s/^/     /"
 mapfile -t names < <(find "$ns/$tip" -mindepth 1 -printf '%f\n' | sort)
 keys=("${names[@]#*-}")
 expect "a chain ends with its tip" [ "${keys[-1]}" = "$tip" ]
@@ -163,7 +167,8 @@ expect "cat gives the whole chain" [ "$(cat "$ns/$tip"/* | wc -c)" = "$((${#name
 none=$(printf 'not cached' | sha256sum | cut -d ' ' -f 1)
 expect "a key that is not cached is not there" [ ! -e "$ns/$none" ]
 note "how much of a prompt is cached? ask with its keys, the last one unknown:"
-note "\$ kvcfs lookup $ns KEY..."
+note "\$ kvcfs lookup $ns KEY... | head -n 1"
+"$kvcfs" lookup "$ns" "${keys[@]}" "$none" | sed -n '1s/^/     /p'
 "$kvcfs" lookup "$ns" "${keys[@]}" "$none" --json >"$scratch/lookup.json"
 expect "lookup finds the ${#keys[@]} leading keys" [ "$(field "$scratch/lookup.json" count)" = "${#keys[@]}" ]
 
