@@ -22,8 +22,8 @@ EntryKind DataKind(EntryKind kind) {
 }
 
 bool SameName(const EntryMeta& a, const EntryMeta& b) {
-  return DataKind(a.kind) == DataKind(b.kind) && a.namespace_uuid == b.namespace_uuid && a.key == b.key &&
-         a.ino == b.ino && a.version == b.version && a.length == b.length;
+  return DataKind(a.kind) == DataKind(b.kind) && a.namespace_uuid == b.namespace_uuid &&
+         a.key == b.key && a.ino == b.ino && a.version == b.version && a.length == b.length;
 }
 
 }  // namespace
