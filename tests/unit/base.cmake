@@ -2,3 +2,4 @@
 foreach(file block_key config metrics read_file size)
   kvc_test(unit unit/base/${file}_test kvcfs_base)
 endforeach()
+kvc_test(unit unit/base/crc32c_test kvcfs_base)
