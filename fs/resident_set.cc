@@ -109,17 +109,23 @@ bool ResidentSet::MakeRoom(uint64_t bytes, uint64_t limit) {
     }
     if (candidates.empty()) return false;
     looked_at += candidates.size();
-    SlotId kept = 0;
+    // Where something went, what was refused before may go now (the parent of a leaf): look at the
+    // same cold end again, and go on to hotter slots only when it yields nothing.
+    bool went = false;
     for (const auto& [slot, owner] : candidates) {
       if (enough()) return true;
       if (owner->TryEvict(slot)) {
         ++evicted_slots_;
+        went = true;
       } else {
         owner->WriteBackSoon(slot);
-        kept = slot;
       }
     }
-    if (kept != 0) from = kept;
+    if (went) {
+      looked_at = 0;
+    } else {
+      from = candidates.back().first;
+    }
   }
   return true;
 }

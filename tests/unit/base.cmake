@@ -1,5 +1,5 @@
 # Unit tests of base: kvc_test(unit unit/base/<file>_test kvcfs_base)
-foreach(file block_key config metrics read_file size)
+foreach(file block_key config crash_points metrics read_file size)
   kvc_test(unit unit/base/${file}_test kvcfs_base)
 endforeach()
 kvc_test(unit unit/base/crc32c_test kvcfs_base)
