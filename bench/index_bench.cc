@@ -4,7 +4,7 @@
 // --large also asks 10 million blocks (2 GiB of memory); --trace also builds the tree of a trace in
 // Mooncake's format. Prints one line a result; exit 1 if a goal was missed.
 // Matches are timed twice: back to back, when a small index lies in the core's own cache, and with
-// 32 MiB of other memory touched before each, as a daemon is asked between reads of blocks. Times
+// 4 MiB of other memory touched before each, as a daemon is asked between reads of blocks. Times
 // of inserts and loads are CPU seconds of this thread (a shared machine's clock says little), and
 // wall-clock seconds.
 #include <algorithm>
@@ -217,7 +217,7 @@ Measured Measure(const std::string& name, const Tree& tree) {
   const double resident = static_cast<double>(ResidentBytes() - before) / blocks;
   MeasureMatch(index, tree, 0);
   const Latency match = MeasureMatch(index, tree, 0);
-  const Latency swept = MeasureMatch(index, tree, 32u << 20);
+  const Latency swept = MeasureMatch(index, tree, 4u << 20);
   fmt::print(
       "{}: {} blocks, run length {:.1f}, leaves {}; insert {:.2f} CPU s ({:.2f} us each); "
       "match of {} keys p50 {:.2f} us p99 {:.2f} us, between reads p50 {:.2f} us; "

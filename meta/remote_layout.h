@@ -3,7 +3,8 @@
 // One writer, any number of readers in other threads or, by one-sided reads, on other machines.
 // Everything that changes in place stands between two versions, odd while it changes: the writer
 // makes both odd, changes, makes both even; a reader takes only what it read between equal, even
-// versions. Readers hold no lock and can at worst be sent round again.
+// versions. Cache lines that are read whole may come in any order: a line with an even version is
+// as that version left it. Readers hold no lock and can at worst be sent round again.
 //
 //   root       page 0: where the directory and the table of runs are
 //   directory  2^depth entries of 64 B, by the upper bits of the hash: a segment's up to 16 pages
@@ -99,17 +100,20 @@ inline constexpr uint32_t StampDepth(uint32_t stamp) {
   return (stamp >> 9) & 31;
 }
 
-// The two buckets of a key: by bits 8-39 of the hash, and by a multiple of its upper 56, so that
-// slots can be moved without a look at their runs.
+// The two buckets of a key, both in one page (one walk of the page tables): which page by bits 8-39
+// of the hash, which buckets by a multiple of its upper 56, so that slots can be moved without a
+// look at their runs.
 struct BucketPair {
   uint32_t first = 0, second = 0;
 };
-inline constexpr BucketPair BucketsOf(uint64_t hash, uint32_t buckets) {
+inline constexpr BucketPair BucketsOf(uint64_t hash, uint32_t pages) {
   const uint64_t tag = hash >> 8;
-  const auto first = static_cast<uint32_t>(((tag & 0xffffffff) * buckets) >> 32);
-  auto second = static_cast<uint32_t>((((tag * 0x9e3779b97f4a7c15) >> 32) * buckets) >> 32);
-  if (second == first) second = first + 1 == buckets ? 0 : first + 1;
-  return {first, second};
+  const auto page = static_cast<uint32_t>(((tag & 0xffffffff) * pages) >> 32);
+  const auto mixed = static_cast<uint32_t>((tag * 0x9e3779b97f4a7c15) >> 32);
+  const uint32_t first = mixed >> 27;
+  const uint32_t second =
+      (first + 1 + (((mixed >> 11) & 0xffff) * (kPageBuckets - 1) >> 16)) % kPageBuckets;
+  return {page * kPageBuckets + first, page * kPageBuckets + second};
 }
 
 // ---- slots

@@ -101,9 +101,9 @@ bool SlotTable::Insert(uint64_t hash, const Place& place) {
 // for a moment, never in neither; a reader that saw each without it sees their versions change.
 size_t SlotTable::MakeRoom(uint64_t hash, uint64_t* bucket) {
   const uint64_t* const entry = EntryOf(hash);
-  const uint32_t buckets = PartPages(EntryPart(entry, 0)) * kPageBuckets;
+  const uint32_t pages = PartPages(EntryPart(entry, 0));
   for (size_t at = 1; at < kBucketVersionEnd; at += 2) {
-    const BucketPair pair = layout::BucketsOf(bucket[at], buckets);
+    const BucketPair pair = layout::BucketsOf(bucket[at], pages);
     uint64_t* other = BucketAt(entry, pair.first);
     if (other == bucket) other = BucketAt(entry, pair.second);
     const FreeSlot free = FindFree(other);
@@ -136,7 +136,7 @@ bool SlotTable::Image::Fill(const std::vector<Slot>& from, uint32_t page_count) 
   slots.assign(size_t{buckets} * kBucketSlots, Slot{0, 0});
   counts.assign(buckets, 0);
   for (const Slot& slot : from) {
-    const BucketPair pair = layout::BucketsOf(slot.tag, buckets);
+    const BucketPair pair = layout::BucketsOf(slot.tag, page_count);
     uint32_t bucket = counts[pair.first] <= counts[pair.second] ? pair.first : pair.second;
     if (counts[bucket] == kBucketSlots) {
       if (!MakeRoom(bucket = pair.first) && !MakeRoom(bucket = pair.second)) return false;
@@ -149,7 +149,7 @@ bool SlotTable::Image::Fill(const std::vector<Slot>& from, uint32_t page_count) 
 bool SlotTable::Image::MakeRoom(uint32_t bucket) {
   Slot* const own = &slots[size_t{bucket} * kBucketSlots];
   for (uint32_t at = 0; at < kBucketSlots; ++at) {
-    const BucketPair pair = layout::BucketsOf(own[at].tag, pages * kPageBuckets);
+    const BucketPair pair = layout::BucketsOf(own[at].tag, pages);
     const uint32_t other = pair.first == bucket ? pair.second : pair.first;
     if (counts[other] == kBucketSlots) continue;
     slots[size_t{other} * kBucketSlots + counts[other]++] = own[at];
@@ -260,7 +260,12 @@ bool SlotTable::Split(uint64_t hash, const Segment& segment, const std::vector<S
   bucket_count_ -= own.size() * kPageBuckets;
   Publish(images[1], first + span, depth, fresh);
   Publish(images[0], first, depth, own);
-  for (const uint32_t page : own) memory_.Free(page * kPageBytes, 1);
+  for (const uint32_t page : own) {
+    // Who comes with an old entry must not take it for what it was.
+    uint64_t* const words = memory_.At(page * kPageBytes);
+    for (size_t i = 0; i < kPageBuckets; ++i) StoreWord(words + i * kBucketWords, 1);
+    memory_.Free(page * kPageBytes, 1);
+  }
   return true;
 }
 
@@ -299,7 +304,7 @@ void SlotTable::CheckInvariants() const {
       for (size_t at = 1; at < kBucketVersionEnd; at += 2) {
         if (bucket[at] == 0) continue;
         ++slots;
-        const BucketPair pair = layout::BucketsOf(bucket[at], pages * kPageBuckets);
+        const BucketPair pair = layout::BucketsOf(bucket[at], pages);
         KVC_CHECK(pair.first == b || pair.second == b);
         KVC_CHECK(EntryOf(bucket[at]) >= entry && EntryOf(bucket[at]) < entry + span * kEntryWords);
       }

@@ -84,8 +84,8 @@ class SlotTable {
   }
   Pair BucketsOf(uint64_t hash) const {
     const uint64_t* const entry = EntryOf(hash);
-    const layout::BucketPair pair = layout::BucketsOf(
-        hash, layout::PartPages(layout::EntryPart(entry, 0)) * layout::kPageBuckets);
+    const layout::BucketPair pair =
+        layout::BucketsOf(hash, layout::PartPages(layout::EntryPart(entry, 0)));
     return {BucketAt(entry, pair.first), BucketAt(entry, pair.second)};
   }
   Segment SegmentOf(uint64_t hash) const;
