@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <functional>
@@ -233,7 +234,7 @@ class MemoryDevice final : public BlockDevice {
 
  private:
   std::shared_ptr<MemoryDisk> disk_;
-  uint64_t queues_ = 0;
+  std::atomic<uint64_t> queues_{0};
 };
 
 }  // namespace kvcfs::iouring
