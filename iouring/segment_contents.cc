@@ -127,6 +127,7 @@ class Walk {
       offset += entry->layout.total_bytes;
       contents_.end_offset = gap_begin_ = offset;
     }
+    VerifyUnflushed();
     if (!suspects_.empty()) contents_.clean = false;
     for (Suspect& suspect : suspects_) Judge(suspect, all_durable);
   }
@@ -143,7 +144,35 @@ class Walk {
 
   uint64_t last_sequence() const { return contents_.last_sequence; }
 
+  // The metadata may know entries that were never flushed: after a power cut they may be torn too.
+  void VerifyUnflushed() {
+    const auto torn = [this](const FoundEntry& found) {
+      if (found.meta.sequence > options_.verify_after || found.meta.sequence <= durable_) {
+        return false;
+      }
+      const uint64_t offset = found.offset_4k * kPageBytes;
+      const std::optional<DecodedEntry> entry = DecodeAt(offset);
+      const Status status = entry ? VerifyData(window_, offset, *entry)
+                                  : Error{Code::kCorrupt, "its header is damaged"};
+      if (status.ok()) return false;
+      suspects_.push_back({offset, found.meta.sequence - 1, true, found.meta, status.error().text});
+      return true;
+    };
+    auto& entries = contents_.entries;
+    const auto walked = entries.begin() + static_cast<ptrdiff_t>(contents_.verified_from);
+    entries.erase(std::remove_if(walked, entries.end(), torn), entries.end());
+  }
+
   std::optional<DecodedEntry> EntryAt(uint64_t offset) {
+    auto entry = DecodeAt(offset);
+    if (!entry || entry->meta.sequence <= last_sequence() ||
+        offset + entry->layout.total_bytes > options_.segment_bytes) {
+      return std::nullopt;
+    }
+    return entry;
+  }
+
+  std::optional<DecodedEntry> DecodeAt(uint64_t offset) {
     const auto page = window_.Get(offset, kPageBytes);
     if (!page.ok()) {
       if (page.code() != Code::kCorrupt) {
@@ -158,12 +187,7 @@ class Walk {
     const EntrySituation expected{.segment = options_.number,
                                   .offset_4k = static_cast<uint32_t>(offset / kPageBytes),
                                   .first_sequence = contents_.first_sequence};
-    auto entry = DecodeEntry(*header, expected, options_.segment_bytes);
-    if (!entry || entry->meta.sequence <= last_sequence() ||
-        offset + entry->layout.total_bytes > options_.segment_bytes) {
-      return std::nullopt;
-    }
-    return entry;
+    return DecodeEntry(*header, expected, options_.segment_bytes);
   }
 
   // What was flushed once and is not right now is damage; what was not is a torn tail.

@@ -80,6 +80,20 @@ TEST_F(RecoveryTest, ATornTailIsDroppedAndTheRestStays) {
   EXPECT_TRUE(Scan().problems.empty());
 }
 
+TEST_F(RecoveryTest, ATornEntryThatTheMetadataKnowsIsDroppedToo) {
+  Open();
+  const Outcome one = Append(BlockMeta(1, 50'000), true);
+  const Outcome two = Append(BlockMeta(2, 50'000));
+  disk_->DieAt(0);
+  Close();
+  disk_->DieAt(UINT64_MAX);
+  FlipData(*two.place);
+  Open(two.meta.sequence);
+  EXPECT_NE(Append(BlockMeta(3, 10), true).place->segment, one.place->segment) << "sealed";
+  EXPECT_TRUE(Scan().problems.empty()) << "a power cut is no damage";
+  EXPECT_EQ(ReadBack(two.meta, *two.place), Code::kCorrupt);
+}
+
 TEST_F(RecoveryTest, DamageBeforeTheLastFlushIsNamed) {
   Quiet();
   Open();
