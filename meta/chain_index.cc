@@ -141,12 +141,19 @@ struct ChainIndex::Rep {
     }
   }
 
+  struct Link {
+    uint32_t parent = 0, run = 0;
+    friend auto operator<=>(const Link&, const Link&) = default;
+  };
+  const std::vector<Link>& Links();
+
   IndexMemory memory;
   uint64_t* const root;  // page 0
   SlotTable table;
   RunTable runs;
   FlatMap slots;  // of blocks that are resident
   LeafQueue queue;
+  std::vector<Link> links;  // for Subtree; empty: not known
   uint64_t leaves = 0;
   std::unordered_map<NamespaceId, uint64_t> counts;
 };
@@ -187,6 +194,7 @@ Result<BlockRef> ChainIndex::Insert(NamespaceId ns, const BlockKey& key, const B
   if (!append) {
     const uint32_t ordinal = behind.run == 0 ? 0 : rep.runs.ordinal(behind.run) + behind.offset + 1;
     place.run = rep.runs.Create(ns, behind, ordinal);
+    std::vector<Rep::Link>().swap(rep.links);
   }
   place.offset = rep.runs.Append(place.run, key, Pack(state));
   place.generation = rep.runs.generation(place.run);
@@ -404,26 +412,33 @@ void ChainIndex::Touch(BlockRef ref, uint32_t now_s, bool hit) {
   if (earlier && child_count(ref) == 0) rep_->NoteLeaf(ref.run);
 }
 
-std::vector<BlockRef> ChainIndex::Subtree(BlockRef ref) const {
-  const RunTable& runs = rep_->runs;
-  std::vector<std::pair<uint64_t, uint32_t>> order = {{ref.run, ref.offset}};  // run, from offset
-  if (runs.HasForks(ref.run, ref.offset)) {
-    // Children are not linked, that would cost every run 12 bytes: one walk over the headers finds
-    // who extends whom.
-    std::vector<std::pair<uint64_t, uint64_t>> links;  // parent's run, run
+// Runs do not know who extends them, that would cost each 12 bytes. One walk over all headers finds
+// out, and is good until a run is added: whoever drops a namespace asks for thousands of subtrees.
+const std::vector<ChainIndex::Rep::Link>& ChainIndex::Rep::Links() {
+  if (links.empty()) {
     for (uint64_t run = 1; run < runs.id_limit(); ++run) {
-      if (!runs.Exists(run) || runs.ordinal(run) <= ordinal(ref)) continue;
-      if (runs.namespace_of(run) == namespace_of(ref)) {
-        links.emplace_back(runs.parent(run).run, run);
+      if (runs.Exists(run) && runs.parent(run).run != 0) {
+        links.push_back({static_cast<uint32_t>(runs.parent(run).run), static_cast<uint32_t>(run)});
       }
     }
     std::sort(links.begin(), links.end());
-    for (size_t i = 0; i < order.size(); ++i) {
-      const auto [parent, from] = order[i];
-      auto link = std::lower_bound(links.begin(), links.end(), std::pair(parent, uint64_t{0}));
-      for (; link != links.end() && link->first == parent; ++link) {
-        if (runs.parent(link->second).offset >= from) order.emplace_back(link->second, 0);
-      }
+  }
+  return links;
+}
+
+std::vector<BlockRef> ChainIndex::Subtree(BlockRef ref) const {
+  const RunTable& runs = rep_->runs;
+  std::vector<std::pair<uint64_t, uint32_t>> order = {{ref.run, ref.offset}};  // run, from offset
+  for (size_t i = 0; i < order.size(); ++i) {
+    const auto [parent, from] = order[i];
+    if (!runs.HasForks(parent, from)) continue;
+    const std::vector<Rep::Link>& links = rep_->Links();
+    auto link =
+        std::lower_bound(links.begin(), links.end(), Rep::Link{static_cast<uint32_t>(parent), 0});
+    for (; link != links.end() && link->parent == parent; ++link) {
+      // Of those that were removed since, the header says so.
+      if (!runs.Exists(link->run)) continue;
+      if (runs.parent(link->run).offset >= from) order.emplace_back(link->run, 0);
     }
   }
   std::vector<BlockRef> all;
@@ -507,7 +522,8 @@ ChainIndexStats ChainIndex::Stats() const {
   stats.leaves = rep_->leaves;
   stats.buckets = rep_->table.bucket_count();
   stats.table_bytes = rep_->table.bytes();
-  stats.run_bytes = rep_->runs.bytes() + rep_->slots.bytes() + rep_->queue.bytes();
+  stats.run_bytes = rep_->runs.bytes() + rep_->slots.bytes() + rep_->queue.bytes() +
+                    rep_->links.capacity() * sizeof(Rep::Link);
   stats.key_bytes = stats.blocks * BlockKey::kBytes;
   return stats;
 }

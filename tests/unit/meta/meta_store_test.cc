@@ -184,7 +184,7 @@ TEST(MetaStoreTest, UnsyncedWritesSurviveKill) {
 }
 
 // A store of several tables and a log, to be damaged.
-constexpr int kRecords = 20000;
+constexpr int kRecords = 10000;
 void MakeVictim(const std::string& path) {
   for (int part = 0; part < 4; ++part) {
     Fill(*MustOpen(Small(path)), part * kRecords / 4, (part + 1) * kRecords / 4);
@@ -229,8 +229,8 @@ TEST(MetaStoreTest, OpensWhateverHappenedToItsFiles) {
   std::sort(names.begin(), names.end());
   files::remove(victim + "/reserve");
   for (const std::string& name : names) {
-    for (const Harm harm : {Harm::kRemove, Harm::kEmpty, Harm::kCut, Harm::kFlip, Harm::kFlip,
-                            Harm::kFlip, Harm::kZeroPage}) {
+    for (const Harm harm :
+         {Harm::kRemove, Harm::kEmpty, Harm::kCut, Harm::kFlip, Harm::kFlip, Harm::kZeroPage}) {
       SCOPED_TRACE(name + " harm " + std::to_string(static_cast<int>(harm)));
       const std::string path = directory.path() + "/damaged/meta";
       files::create_directories(path);
