@@ -107,6 +107,22 @@ bool SegmentReclaimer::MakeRoom() {
   return victim && Reclaim(*victim);
 }
 
+struct SegmentReclaimer::Move {
+  EntryMeta meta;
+  SegmentPlace before;
+  SegmentPlace now;
+  AlignedBuffer memory;
+};
+
+struct SegmentReclaimer::Progress {
+  Mutex mutex;
+  std::condition_variable changed;
+  uint64_t bytes_in_flight KVC_GUARDED_BY(mutex) = 0;
+  bool failed KVC_GUARDED_BY(mutex) = false;
+  std::vector<std::shared_ptr<Move>> arrived KVC_GUARDED_BY(mutex);
+  bool told = false;  // our own thread's
+};
+
 bool SegmentReclaimer::Reclaim(const SegmentBook::Victim& victim) {
   BlockFile* const file = victim.file.get();
   const auto ends = ReadSegmentEnds(*io_, {&file, 1}, book_.segment_bytes());
@@ -123,26 +139,38 @@ bool SegmentReclaimer::Reclaim(const SegmentBook::Victim& victim) {
   Progress progress;
   for (const FoundEntry& entry : contents.entries) {
     if (book_.stopping()) break;
+    TellMoved(progress, kMoveBytesMax);
     {
       MutexLock lock(progress.mutex);
       if (progress.failed) break;
     }
     MoveEntry(victim, entry, progress);
   }
+  TellMoved(progress, 0);
   {
     MutexLock lock(progress.mutex);
-    while (progress.bytes_in_flight != 0) progress.changed.wait(lock.native());
     if (progress.failed) return false;
   }
   if (book_.stopping()) return true;
+  if (progress.told) owner_->PersistMoves();
   return Erase(victim.number);
 }
 
-struct SegmentReclaimer::Move {
-  EntryMeta meta;
-  SegmentPlace before;
-  AlignedBuffer memory;
-};
+void SegmentReclaimer::TellMoved(Progress& progress, uint64_t bytes_in_flight_max) {
+  for (;;) {
+    std::vector<std::shared_ptr<Move>> arrived;
+    {
+      MutexLock lock(progress.mutex);
+      while (progress.bytes_in_flight > bytes_in_flight_max && progress.arrived.empty()) {
+        progress.changed.wait(lock.native());
+      }
+      if (progress.arrived.empty()) return;
+      arrived.swap(progress.arrived);
+    }
+    progress.told = true;
+    for (const auto& move : arrived) owner_->Moved(move->meta, move->before, move->now);
+  }
+}
 
 void SegmentReclaimer::MoveEntry(const SegmentBook::Victim& victim, const FoundEntry& entry,
                                  Progress& progress) {
@@ -170,23 +198,25 @@ void SegmentReclaimer::MoveEntry(const SegmentBook::Victim& victim, const FoundE
   const uint64_t bytes = LayoutOf(entry.meta.length).total_bytes;
   {
     MutexLock lock(progress.mutex);
-    while (progress.bytes_in_flight > kMoveBytesMax) progress.changed.wait(lock.native());
     progress.bytes_in_flight += bytes;
   }
   AppendRequest request;
   request.meta = entry.meta;
   request.durable = true;
-  request.fill = [this, move, tombstone](std::span<std::byte> into) {
-    if (tombstone) return true;
-    if (owner_->Judge(move->meta, move->before) == Fate::kDead) return false;
+  request.fill = [move](std::span<std::byte> into) {
     if (!into.empty()) std::memcpy(into.data(), move->memory.data(), into.size());
     return true;
   };
-  request.done = [this, move, tombstone, bytes, &progress](const Result<SegmentPlace>& now,
-                                                           const EntryMeta& meta) {
-    if (now.ok() && !tombstone) owner_->Moved(meta, move->before, *now);
+  request.done = [move, tombstone, bytes, &progress](const Result<SegmentPlace>& now,
+                                                     const EntryMeta& meta) {
     MutexLock lock(progress.mutex);
-    if (!now.ok() && now.code() != Code::kCancelled) progress.failed = true;
+    if (!now.ok()) {
+      progress.failed = true;
+    } else if (!tombstone) {
+      move->meta = meta;
+      move->now = *now;
+      progress.arrived.push_back(move);
+    }
     progress.bytes_in_flight -= bytes;
     progress.changed.notify_all();
   };

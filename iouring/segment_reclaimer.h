@@ -31,13 +31,8 @@ class SegmentReclaimer {
  private:
   // One copy on its way.
   struct Move;
-  // Of one victim.
-  struct Progress {
-    Mutex mutex;
-    std::condition_variable changed;
-    uint64_t bytes_in_flight KVC_GUARDED_BY(mutex) = 0;
-    bool failed KVC_GUARDED_BY(mutex) = false;
-  };
+  // Of one victim. The writer reports here, and the owner is told on our own thread.
+  struct Progress;
 
   void Loop();
   void MakeSegment();
@@ -45,6 +40,8 @@ class SegmentReclaimer {
   bool MakeRoom();
   bool Reclaim(const SegmentBook::Victim& victim);
   void MoveEntry(const SegmentBook::Victim& victim, const FoundEntry& entry, Progress& progress);
+  // Waits until at most that much is on its way, and tells the owner of what has arrived.
+  void TellMoved(Progress& progress, uint64_t bytes_in_flight_max);
   bool Erase(uint32_t number);
 
   BlockDevice& device_;

@@ -49,6 +49,15 @@ struct Visit {
   SegmentPlace place;
 };
 
+// Namespace, then key of a block or number of a file.
+using Identity = std::tuple<Uuid, BlockKey, uint64_t>;
+
+Identity IdentityOf(const EntryMeta& meta) {
+  const bool file = meta.kind == EntryKind::kFile || meta.kind == EntryKind::kFileTombstone;
+  return file ? Identity(meta.namespace_uuid, BlockKey{}, meta.ino)
+              : Identity(meta.namespace_uuid, meta.key, 0);
+}
+
 class Recovery {
  public:
   Recovery(BlockDevice& device, const SegmentStoreOptions& options, uint64_t scan_after)
@@ -75,13 +84,28 @@ class Recovery {
     std::sort(visits_.begin(), visits_.end(), [](const Visit& a, const Visit& b) {
       return std::tie(a.meta.origin, a.place.sequence) < std::tie(b.meta.origin, b.place.sequence);
     });
-    if (visitor) {
-      for (const Visit& visit : visits_) visitor(visit.meta, visit.place);
-    }
+    Show(visitor);
     return std::move(result_);
   }
 
  private:
+  // Copies that were moved while their tombstone was on its way have the higher sequence, though
+  // they are older: nobody else can tell, so they are left out here.
+  void Show(const SegmentStore::Visitor& visitor) {
+    if (!visitor) return;
+    std::map<Identity, uint64_t> hidden_before;
+    for (const Visit& visit : visits_) {
+      if (IsTombstone(visit.meta.kind)) hidden_before[IdentityOf(visit.meta)] = visit.meta.origin;
+    }
+    for (const Visit& visit : visits_) {
+      if (!hidden_before.empty() && !IsTombstone(visit.meta.kind)) {
+        const auto hidden = hidden_before.find(IdentityOf(visit.meta));
+        if (hidden != hidden_before.end() && visit.meta.origin < hidden->second) continue;
+      }
+      visitor(visit.meta, visit.place);
+    }
+  }
+
   Status ListFiles() {
     KVC_TRY_ASSIGN(const std::vector<std::string> names, device_.List());
     for (const std::string& name : names) {

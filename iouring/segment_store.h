@@ -83,9 +83,8 @@ enum class Fate : uint8_t {
 class EntryOwner {
  public:
   virtual ~EntryOwner() = default;
-  // May drop the entry from its own books and answer kDead. Asked on the reclaim thread, and for
-  // what is to move once more on the writer thread when its copy gets its sequence: a tombstone
-  // that is appended after the drop is always the later one.
+  // May drop the entry from its own books and answer kDead. Called on the reclaim thread, as are
+  // all of these: they must not wait for anything that waits for an append, there may be no room.
   virtual Fate Judge(const EntryMeta& meta, const SegmentPlace& place) = 0;
   // Was copied and is durable: refer to `now` from here on, if you still refer to `before`. If not,
   // MarkDead(now). (`before` needs no MarkDead, its whole segment goes.)
@@ -94,9 +93,12 @@ class EntryOwner {
   // The device failed or bytes were wrong under a move or a scan: the entry is lost.
   virtual void Lost(const EntryMeta& meta, const SegmentPlace& place) = 0;
   // Live bytes are above the target: please drop about this many bytes of cold entries (by calling
-  // MarkDead for each). Called from the reclaim thread before it picks a victim. May Append, must
-  // not wait for room in the queue: there is none before this returns.
+  // MarkDead for each). May Append, must not wait for room in the queue.
   virtual void Shed(uint64_t bytes) = 0;
+  // A segment is about to be erased from which entries were moved: what Moved() told must be
+  // durable in the owner's own records when this returns. (A moved copy may have a lower sequence
+  // than what was applied meanwhile, so that the scan of the next start would not show it.)
+  virtual void PersistMoves() {}
 };
 
 struct SegmentStoreOptions {
@@ -128,7 +130,7 @@ class SegmentStore {
   // Called once per valid entry whose sequence is > scan_after, in the order in which they were
   // first appended: a moved copy comes where its original came (both may be there, the copy later).
   // Tombstones (of an origin > scan_after) are shown with the sequence they had at first, so that
-  // they hide what is older than they are and nothing else.
+  // they hide what is older than they are and nothing else; what one of them hides is not shown.
   using Visitor = std::function<void(const EntryMeta&, const SegmentPlace&)>;
 
   // Opens or makes the directory and recovers: torn tails are dropped, a damaged superblock or
