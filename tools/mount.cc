@@ -61,7 +61,7 @@ int Mount(const Options& options, const CLI::App& verb) {
 void AddMountVerb(CLI::App& app, int& exit_code) {
   CLI::App* verb = app.add_subcommand("mount", "Mount a cache and serve it until it is unmounted.");
   auto options = std::make_shared<Options>();
-  verb->add_option("MNT", options->mountpoint, "An existing directory")->required();
+  verb->add_option("MNT", options->mountpoint, "Where; made if it is not there")->required();
   for (size_t i = 0; i < std::size(kSettingFlags); ++i) {
     verb->add_option(kSettingFlags[i].flag, options->values[i], kSettingFlags[i].help);
   }

@@ -98,8 +98,9 @@ void BindMeta(ConfigSchema& schema, MetaSettings& meta) {
 
 void BindTest(ConfigSchema& schema, TestSettings& test) {
   schema.Section("test", "For tests of kvcfs itself; leave it alone.");
-  schema.String("crash_point", &test.crash_point,
-                "Kill the daemon at this named place, as \"publish.before_state:3\" (the third time).");
+  schema.String(
+      "crash_point", &test.crash_point,
+      "Kill the daemon at this named place, as \"publish.before_state:3\" (the third time).");
 }
 
 }  // namespace

@@ -111,18 +111,18 @@ std::vector<std::string> Frame(const std::string& mountpoint, const Sample& befo
   lines.push_back(fmt::format("dirty {}", FormatSizeShort(CountAt(now.stats, "dirty_bytes"))));
   lines.emplace_back();
   lines.push_back(
-      fmt::format("{:<48} {:>12} {:>10} {:>10}", "OPERATION", "a second", "p50", "p99"));
+      fmt::format("{:<42} {:>12} {:>10} {:>10}", "OPERATION", "a second", "p50", "p99"));
   for (const auto& [name, histogram] : now.metrics.histograms) {
     const auto earlier = before.metrics.histograms.find(name);
     const HistogramSample delta =
         earlier == before.metrics.histograms.end() ? histogram : histogram.Since(earlier->second);
     if (!(delta.count > 0)) continue;
-    lines.push_back(fmt::format("{:<48} {:>12.1f} {:>10} {:>10}", ShortName(name),
+    lines.push_back(fmt::format("{:<42} {:>12.1f} {:>10} {:>10}", ShortName(name),
                                 delta.count / seconds, Micros(delta.Quantile(0.5)),
                                 Micros(delta.Quantile(0.99))));
   }
   lines.emplace_back();
-  lines.push_back(fmt::format("{:<48} {:>12} {:>21}", "COUNTER", "a second", "total"));
+  lines.push_back(fmt::format("{:<42} {:>12} {:>21}", "COUNTER", "a second", "total"));
   for (const auto& [name, value] : now.metrics.counters) {
     const auto earlier = before.metrics.counters.find(name);
     const double rate =
@@ -130,7 +130,7 @@ std::vector<std::string> Frame(const std::string& mountpoint, const Sample& befo
     if (!(rate > 0)) continue;
     const bool is_bytes = name.find("_bytes_") != std::string::npos;
     lines.push_back(fmt::format(
-        "{:<48} {:>12} {:>21}", ShortName(name),
+        "{:<42} {:>12} {:>21}", ShortName(name),
         is_bytes ? FormatSizeShort(static_cast<uint64_t>(rate)) : fmt::format("{:.1f}", rate),
         is_bytes ? FormatSizeShort(static_cast<uint64_t>(value)) : fmt::format("{:.0f}", value)));
   }
