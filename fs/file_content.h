@@ -17,6 +17,7 @@
 #include "fs/file_queues.h"
 #include "fs/file_tree.h"
 #include "fs/inode_table.h"
+#include "fs/slot_books.h"
 
 namespace kvcfs::fs {
 
@@ -27,6 +28,7 @@ inline constexpr uint32_t kModeDisk = 4;         // open state of a file of the 
 inline constexpr uint32_t kModeMapped = 8;       // a writer could map the slot itself
 inline constexpr uint32_t kModeIdle = 16;        // listed among the idle backing ids
 inline constexpr uint32_t kModeUsedAgain = 32;   // opened since it was listed
+inline constexpr uint32_t kModeDirect = 64;      // without the kernel's page cache
 
 class FileContent {
  public:
@@ -98,6 +100,7 @@ class FileContent {
 
   std::string DiskPath(Ino ino) const;
   std::atomic<int64_t> disk_files{0};
+  SlotBooks books;
   Result<Fd> OpenDiskFile(Ino ino, int flags) const;
 
  private:

@@ -182,6 +182,7 @@ void TieredFileTree::Lost(const iouring::EntryMeta& meta, const iouring::Segment
   if (content_.WhereIs(**node) == Where::kSlot) {
     // Its bytes are in DRAM too: write them once more.
     SlotRecord& slot = content_.Slot(**node);
+    const SlotBooks::Change change(content_.books, slot);
     slot.place = {};
     slot.flags |= iouring::kSlotDirty;
     record.home = Home::kDram;
@@ -209,13 +210,8 @@ FileTreeStats TieredFileTree::Stats() {
   stats.directories = static_cast<uint64_t>(std::max<int64_t>(0, directories_.load()));
   stats.evicted_files = evicted_files_.load();
   stats.damaged_files = damaged_files_.load();
-  parts_.slots->ForEach([&](iouring::SlotId, SlotRecord& slot) {
-    const SlotState state = slot.state.load();
-    if (state == SlotState::kFile) stats.content_bytes += slot.length;
-    if (state == SlotState::kFile && (slot.flags & iouring::kSlotDirty) != 0) {
-      stats.dirty_bytes += slot.length;
-    }
-  });
+  stats.content_bytes = content_.books.content_bytes();
+  stats.dirty_bytes = content_.books.dirty_bytes();
   stats.disk_files = static_cast<uint64_t>(std::max<int64_t>(0, content_.disk_files.load()));
   return stats;
 }

@@ -65,6 +65,12 @@ OpenReply TieredFileTree::CountOpen(const Caller& caller, FileNode& node, int fl
     if (!id.ok() && !open) passthrough = false;
   }
   slot.mode = passthrough ? slot.mode | kModePassthrough : slot.mode & ~kModePassthrough;
+  if (!open) {
+    // A new file that is only written: its pages would be copied and kept for nobody.
+    const bool direct = !passthrough && (flags & O_ACCMODE) == O_WRONLY &&
+                        node.record.Has(InodeRecord::kUnpublished);
+    slot.mode = direct ? slot.mode | kModeDirect : slot.mode & ~kModeDirect;
+  }
   if (passthrough && writer && in_slot) slot.mode |= kModeMapped;
   if ((slot.mode & kModeIdle) != 0) slot.mode |= kModeUsedAgain;
   if (passthrough && writer && on_disk) content_.BeginChange(node);  // writes go past us
@@ -76,12 +82,15 @@ OpenReply TieredFileTree::CountOpen(const Caller& caller, FileNode& node, int fl
   if (in_slot) parts_.resident->Touch(node.slot);
 
   OpenReply reply;
+  reply.no_flush = true;  // see Flush
   reply.handle = NewHandle((writer ? kHandleWriter : 0) | (passthrough ? kHandlePassthrough : 0));
   if (passthrough) {
     // A writer of a slot is seen by us: direct I/O beside the passthrough of the readers, same id.
     reply.mode = writer && in_slot ? OpenMode::kDirect : OpenMode::kPassthrough;
     reply.backing_id = slot.backing_id;
     if (writer) node.pages_valid = false;
+  } else if ((slot.mode & kModeDirect) != 0) {
+    reply.mode = OpenMode::kDirect;
   } else {
     reply.mode = OpenMode::kCached;
     reply.keep_cache = node.pages_valid;
@@ -321,7 +330,8 @@ FsResult<size_t> TieredFileTree::Write(Ino ino, uint64_t handle, uint64_t offset
 }
 
 FsStatus TieredFileTree::Flush(const Caller& caller, Ino ino, uint64_t handle) {
-  // Neither seals nor publishes: descriptors are duplicated and closed in the middle of writing.
+  // Neither seals nor publishes: descriptors are duplicated and closed in the middle of writing. So
+  // the kernel is told to leave it out.
   (void)caller, (void)ino, (void)handle;
   return {};
 }

@@ -139,7 +139,10 @@ void TieredFileTree::TakeOver(Ino ino, InodeRecord& record, SlotId id, Recovery&
   if (changed == iouring::kSlotDirty) recovery.dirty.push_back(ino);
   if (on_disk) recovery.on_disk.insert(ino);
   table_.SetSlot(ino, id);
-  if (has_bytes) parts_.resident->Add(id, this);
+  if (has_bytes) {
+    content_.books.Add(slot);
+    parts_.resident->Add(id, this);
+  }
 }
 
 // Back to the last version that a crash cannot take. False if there is none.

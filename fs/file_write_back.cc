@@ -191,6 +191,7 @@ void FileWriteBack::Finish(Copy& copy, Result<iouring::SegmentPlace> place, uint
         record.stable.place = *place;
         if (node.changes == copy.changes && content_.WhereIs(node) == Where::kSlot) {
           SlotRecord& slot = content_.Slot(node);
+          const SlotBooks::Change change(content_.books, slot);
           slot.place = *place;
           slot.flags &= ~kChanged;
           record.home = Home::kSegment;
@@ -290,7 +291,7 @@ FsStatus FileWriteBack::PersistDiskFile(const NodeRef& node) {
     if (node->record.home != Home::kDisk) {
       node->record.stable = {};
       node->record.home = Home::kDisk;
-      content_.Slot(*node).flags &= ~kChanged;
+      content_.Slot(*node).flags &= ~kChanged;  // an open record: not in the books
     }
     node->record.Set(InodeRecord::kUnpublished, false);
     const FsStatus persisted = content_.Persist(*node);

@@ -72,6 +72,7 @@ struct OpenReply {
   uint32_t backing_id = 0;   // kPassthrough, and kDirect beside it (mappings then go past us)
   bool keep_cache = false;   // kCached: pages of earlier opens are still right
   bool parallel_direct_writes = false;
+  bool no_flush = false;     // close() need not ask us
 };
 
 // A directory entry goes to the sink; false means the buffer is full and it was not taken.

@@ -156,7 +156,7 @@ void SetOpen(const OpenReply& open, int flags, fuse_file_info* info) {
   info->direct_io = open.mode == OpenMode::kDirect;
   info->parallel_direct_writes = open.parallel_direct_writes;
   // Without a FLUSH at close() a reader costs one round trip less.
-  info->noflush = (flags & O_ACCMODE) == O_RDONLY;
+  info->noflush = (flags & O_ACCMODE) == O_RDONLY || open.no_flush;
 #ifndef KVCFS_FUSE_CLASSIC_ONLY
   // Beside passthrough a direct open needs the same id too, or the kernel refuses it with EIO.
   if (open.mode != OpenMode::kCached) info->backing_id = static_cast<int>(open.backing_id);
