@@ -65,7 +65,8 @@ struct IoQueueOptions {
 class BlockDevice {
  public:
   virtual ~BlockDevice() = default;
-  // A file of that many bytes with its space reserved, durably there when this returns.
+  // A file of that many bytes with its space reserved. Its name is durable when this returns, the
+  // reservation with the first flush.
   virtual Result<std::unique_ptr<BlockFile>> Create(const std::string& name, uint64_t bytes) = 0;
   virtual Result<std::unique_ptr<BlockFile>> OpenFile(const std::string& name) = 0;
   virtual Status Remove(const std::string& name) = 0;

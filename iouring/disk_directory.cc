@@ -54,7 +54,6 @@ Result<std::unique_ptr<BlockFile>> DiskDirectory::Create(const std::string& name
     // Without fallocate (some network filesystems) the space is taken by the writes.
     if (result != 0 && errno != EOPNOTSUPP) failed = errno;
   }
-  if (failed == 0 && ::fsync(fd.get()) != 0) failed = errno;
   if (failed == 0 && ::fsync(directory_.get()) != 0) failed = errno;
   if (failed != 0) {
     // A part may have been allocated: give it back.

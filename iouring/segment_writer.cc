@@ -160,7 +160,7 @@ void SegmentWriter::Loop() {
     const bool staged = StageMany();
     SubmitRun();
     for (LaneState& lane : lanes_) AdvanceWritten(lane);
-    StartRound();
+    StartRound(/*idle=*/!staged && io_->in_flight() == 0);
     WriteTables();
     const bool waiting = io_->in_flight() != 0;
     if (waiting) Reap(staged ? 0 : 1);
@@ -283,15 +283,17 @@ void SegmentWriter::AdvanceWritten(LaneState& lane) {
 }
 
 // Group commit: while one round of flushes is under way, the next one collects who wants it.
-void SegmentWriter::StartRound() {
+void SegmentWriter::StartRound(bool idle) {
   if (round_.active) return;
   bool wanted = false;
   for (const LaneState& lane : lanes_) {
     wanted = wanted || std::min(lane.wanted_upto, lane.written_upto) > lane.synced_upto;
   }
   for (const auto& segment : open_) {
-    wanted = wanted ||
-             (segment->closed && !segment->failed && segment->unsynced && segment->operations == 0);
+    const bool to_seal = segment->closed && !segment->failed && !segment->sealed &&
+                         segment->unsynced && segment->operations == 0;
+    // A table is in no hurry: it goes with the next round, which the next segment's end brings.
+    wanted = wanted || (to_seal && (!segment->table_begun || idle));
   }
   if (!wanted || io_->room() < open_.size() + 1) return;
   round_ = Round{.active = true};

@@ -175,7 +175,7 @@ class SegmentWriter {
   void Completed(Operation& operation, int error);
   void Fail(OpenSegment& segment, int error);
   void AdvanceWritten(LaneState& lane);
-  void StartRound();
+  void StartRound(bool idle);
   void EndRound();
   void WriteTables();
   void Settle();  // gives finished segments to the book
