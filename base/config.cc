@@ -316,7 +316,10 @@ Status ConfigSchema::LoadText(std::string_view text, const std::string& file_nam
     return Error{Code::kInvalid, fmt::format("{}:{}: {}", file_name, error.source().begin.line,
                                              error.description())};
   }
-  for (const auto& [section, node] : table) {
+  for (const auto& entry : table) {
+    // No structured binding: clang 14 cannot capture one.
+    const toml::key& section = entry.first;
+    const toml::node& node = entry.second;
     const auto where = [&file_name](const toml::node& at) {
       return fmt::format("{}:{}", file_name, at.source().begin.line);
     };

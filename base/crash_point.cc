@@ -1,9 +1,9 @@
 #include "base/crash_point.h"
 
+#include <cstdlib>
+
 #include <signal.h>
 #include <unistd.h>
-
-#include <cstdlib>
 
 namespace kvcfs {
 namespace {

@@ -1,8 +1,8 @@
 // Named places at which a test may have the daemon killed: between two writes that belong together.
 //
 // KVC_CRASH_POINT("publish.before_insert") costs one load while nothing is armed. Armed by
-// `--set test.crash_point=NAME` or `NAME:N` (the Nth time it is passed); the daemon that replaces the
-// killed one is not armed. Threads: any.
+// `--set test.crash_point=NAME` or `NAME:N` (the Nth time it is passed); the daemon that replaces
+// the killed one is not armed. Threads: any.
 #pragma once
 
 #include <atomic>
@@ -19,8 +19,8 @@ void PassCrashPoint(const char* name);
 
 }  // namespace kvcfs
 
-#define KVC_CRASH_POINT(name)                                                     \
-  do {                                                                            \
-    if (::kvcfs::g_crash_point_armed.load(std::memory_order_relaxed))             \
-      ::kvcfs::PassCrashPoint(name);                                              \
+#define KVC_CRASH_POINT(name)                                         \
+  do {                                                                \
+    if (::kvcfs::g_crash_point_armed.load(std::memory_order_relaxed)) \
+      ::kvcfs::PassCrashPoint(name);                                  \
   } while (false)

@@ -1,12 +1,12 @@
 #include "base/log.h"
 
-#include <fmt/chrono.h>
-#include <pthread.h>
-#include <unistd.h>
-
 #include <atomic>
 #include <chrono>
 #include <cstring>
+
+#include <fmt/chrono.h>
+#include <pthread.h>
+#include <unistd.h>
 
 namespace kvcfs {
 namespace {
@@ -16,10 +16,14 @@ thread_local std::string t_name = "main";
 
 const char* LevelName(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return "DEBUG";
-    case LogLevel::kInfo: return "INFO";
-    case LogLevel::kWarn: return "WARN";
-    case LogLevel::kError: return "ERROR";
+    case LogLevel::kDebug:
+      return "DEBUG";
+    case LogLevel::kInfo:
+      return "INFO";
+    case LogLevel::kWarn:
+      return "WARN";
+    case LogLevel::kError:
+      return "ERROR";
   }
   return "?";
 }
@@ -48,9 +52,13 @@ Result<LogLevel> ParseLogLevel(std::string_view text) {
                fmt::format("'{}' is not a log level; use debug, info, warn or error", text)};
 }
 
-void SetLogLevel(LogLevel level) { g_level.store(level, std::memory_order_relaxed); }
+void SetLogLevel(LogLevel level) {
+  g_level.store(level, std::memory_order_relaxed);
+}
 
-bool LogEnabled(LogLevel level) { return level >= g_level.load(std::memory_order_relaxed); }
+bool LogEnabled(LogLevel level) {
+  return level >= g_level.load(std::memory_order_relaxed);
+}
 
 void SetThreadName(const std::string& name) {
   t_name = name;
@@ -82,10 +90,10 @@ void LogLine(LogLevel level, const char* file, int line, std::string_view messag
   const auto now = std::chrono::system_clock::now();
   const auto millis =
       std::chrono::duration_cast<std::chrono::milliseconds>(now.time_since_epoch()).count() % 1000;
-  std::string text = fmt::format(
-      "{:%Y-%m-%dT%H:%M:%S}.{:03}Z {} {} {}:{} \"{}\"{}{}\n",
-      fmt::gmtime(std::chrono::system_clock::to_time_t(now)), millis, LevelName(level), t_name,
-      ShortFile(file), line, message, fields.empty() ? "" : " ", fields);
+  std::string text =
+      fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z {} {} {}:{} \"{}\"{}{}\n",
+                  fmt::gmtime(std::chrono::system_clock::to_time_t(now)), millis, LevelName(level),
+                  t_name, ShortFile(file), line, message, fields.empty() ? "" : " ", fields);
   // One write a line, so that lines of several threads do not mix.
   [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, text.data(), text.size());
 }

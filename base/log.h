@@ -4,10 +4,10 @@
 // node is silent). DEBUG: per request.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <string>
 #include <string_view>
+
+#include <fmt/format.h>
 
 #include "base/result.h"
 
@@ -31,9 +31,9 @@ std::string LogValue(std::string_view value);
 }  // namespace kvcfs
 
 // KVC_LOG(Warn, "segment retired", "segment={} reason={}", id, LogValue(text));
-#define KVC_LOG(level, message, ...)                                                     \
-  do {                                                                                   \
-    if (::kvcfs::LogEnabled(::kvcfs::LogLevel::k##level))                                \
-      ::kvcfs::LogLine(::kvcfs::LogLevel::k##level, __FILE__, __LINE__, message,         \
-                       ::fmt::format("" __VA_ARGS__));                                   \
+#define KVC_LOG(level, message, ...)                                             \
+  do {                                                                           \
+    if (::kvcfs::LogEnabled(::kvcfs::LogLevel::k##level))                        \
+      ::kvcfs::LogLine(::kvcfs::LogLevel::k##level, __FILE__, __LINE__, message, \
+                       ::fmt::format("" __VA_ARGS__));                           \
   } while (false)

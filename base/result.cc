@@ -10,23 +10,40 @@ namespace kvcfs {
 
 std::string_view CodeName(Code code) {
   switch (code) {
-    case Code::kOk: return "ok";
-    case Code::kNotFound: return "not_found";
-    case Code::kExists: return "exists";
-    case Code::kInvalid: return "invalid";
-    case Code::kUnsupported: return "unsupported";
-    case Code::kBusy: return "busy";
-    case Code::kStale: return "stale";
-    case Code::kTimeout: return "timeout";
-    case Code::kUnavailable: return "unavailable";
-    case Code::kCancelled: return "cancelled";
-    case Code::kCorrupt: return "corrupt";
-    case Code::kNoSpace: return "no_space";
-    case Code::kIo: return "io";
-    case Code::kInternal: return "internal";
-    case Code::kNotEmpty: return "not_empty";
-    case Code::kTooLarge: return "too_large";
-    case Code::kDenied: return "denied";
+    case Code::kOk:
+      return "ok";
+    case Code::kNotFound:
+      return "not_found";
+    case Code::kExists:
+      return "exists";
+    case Code::kInvalid:
+      return "invalid";
+    case Code::kUnsupported:
+      return "unsupported";
+    case Code::kBusy:
+      return "busy";
+    case Code::kStale:
+      return "stale";
+    case Code::kTimeout:
+      return "timeout";
+    case Code::kUnavailable:
+      return "unavailable";
+    case Code::kCancelled:
+      return "cancelled";
+    case Code::kCorrupt:
+      return "corrupt";
+    case Code::kNoSpace:
+      return "no_space";
+    case Code::kIo:
+      return "io";
+    case Code::kInternal:
+      return "internal";
+    case Code::kNotEmpty:
+      return "not_empty";
+    case Code::kTooLarge:
+      return "too_large";
+    case Code::kDenied:
+      return "denied";
   }
   return "unknown";
 }
@@ -34,20 +51,39 @@ std::string_view CodeName(Code code) {
 Error ErrnoError(int number, std::string_view what, std::string_view name) {
   Code code = Code::kIo;
   switch (number) {
-    case ENOENT: code = Code::kNotFound; break;
-    case EEXIST: code = Code::kExists; break;
-    case EINVAL: code = Code::kInvalid; break;
+    case ENOENT:
+      code = Code::kNotFound;
+      break;
+    case EEXIST:
+      code = Code::kExists;
+      break;
+    case EINVAL:
+      code = Code::kInvalid;
+      break;
     case EOPNOTSUPP:
-    case ENOSYS: code = Code::kUnsupported; break;
+    case ENOSYS:
+      code = Code::kUnsupported;
+      break;
     case EAGAIN:
-    case EBUSY: code = Code::kBusy; break;
+    case EBUSY:
+      code = Code::kBusy;
+      break;
     case ENOSPC:
-    case EDQUOT: code = Code::kNoSpace; break;
-    case ENOTEMPTY: code = Code::kNotEmpty; break;
+    case EDQUOT:
+      code = Code::kNoSpace;
+      break;
+    case ENOTEMPTY:
+      code = Code::kNotEmpty;
+      break;
     case EACCES:
-    case EPERM: code = Code::kDenied; break;
-    case EFBIG: code = Code::kTooLarge; break;
-    default: break;
+    case EPERM:
+      code = Code::kDenied;
+      break;
+    case EFBIG:
+      code = Code::kTooLarge;
+      break;
+    default:
+      break;
   }
   std::string text(what);
   if (!name.empty()) text.append(" ").append(name);

@@ -7,8 +7,9 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <tl/expected.hpp>
 #include <utility>
+
+#include <tl/expected.hpp>
 
 namespace kvcfs {
 
@@ -77,17 +78,17 @@ Error ErrnoError(int number, std::string_view what, std::string_view name = {});
 #define KVC_CONCAT(a, b) KVC_CONCAT_INNER(a, b)
 
 // Returns the error of a Status or Result to our caller.
-#define KVC_TRY(expression)                                        \
-  do {                                                             \
-    auto&& kvc_status = (expression);                              \
+#define KVC_TRY(expression)                                            \
+  do {                                                                 \
+    auto&& kvc_status = (expression);                                  \
     if (!kvc_status.has_value()) return std::move(kvc_status).error(); \
   } while (false)
 
 // KVC_TRY_ASSIGN(auto value, F()): the value, or return the error.
-#define KVC_TRY_ASSIGN(declaration, expression)                                     \
-  auto KVC_CONCAT(kvc_result_, __LINE__) = (expression);                            \
-  if (!KVC_CONCAT(kvc_result_, __LINE__).has_value())                               \
-    return std::move(KVC_CONCAT(kvc_result_, __LINE__)).error();                    \
+#define KVC_TRY_ASSIGN(declaration, expression)                  \
+  auto KVC_CONCAT(kvc_result_, __LINE__) = (expression);         \
+  if (!KVC_CONCAT(kvc_result_, __LINE__).has_value())            \
+    return std::move(KVC_CONCAT(kvc_result_, __LINE__)).error(); \
   declaration = std::move(*KVC_CONCAT(kvc_result_, __LINE__))
 
 // A broken invariant is our bug: say where and stop, also in release.

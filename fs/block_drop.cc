@@ -43,7 +43,9 @@ void BlockStore::RemoveLeaf(BlockRef ref, Counter& why) {
     if (record.readers > 0) {
       // Who has it open goes on reading; the slot goes with the last of them.
       record.flags |= iouring::kSlotDoomed;
-      ++doomed_readers_[record.ino];
+      DoomedReaders& doomed = doomed_readers_[record.ino];
+      ++doomed.slots;
+      doomed.backing_id = record.backing_id;
       parts_.resident->Remove(state.slot);
     } else {
       FreeBlockSlot(state.slot);

@@ -23,8 +23,12 @@ using meta::NamespaceId;
 constexpr uint64_t kPassthroughHandle = uint64_t{1} << 40;
 constexpr uint64_t kPage = 4096;
 
-uint64_t RoundUp(uint64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
-SlotId SlotOf(uint64_t handle) { return static_cast<SlotId>(handle & 0xffffffff); }
+uint64_t RoundUp(uint64_t bytes) {
+  return (bytes + kPage - 1) / kPage * kPage;
+}
+SlotId SlotOf(uint64_t handle) {
+  return static_cast<SlotId>(handle & 0xffffffff);
+}
 
 }  // namespace
 
@@ -66,7 +70,12 @@ FsResult<OpenReply> BlockStore::OpenResident(SlotId slot) {
   OpenReply open;
   open.handle = slot;
   open.mode = OpenMode::kDirect;
-  if (parts_.backing->enabled() && !doomed_readers_.contains(record.ino)) {
+  const auto doomed = doomed_readers_.find(record.ino);
+  if (doomed != doomed_readers_.end()) {
+    // An inode has one backing file while it is open, and that is the dropped block's: the new one
+    // is read through us, beside it.
+    open.backing_id = doomed->second.backing_id;
+  } else if (parts_.backing->enabled()) {
     if (record.backing_id == 0) {
       const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
       const Result<uint32_t> id =
@@ -122,7 +131,7 @@ void BlockStore::Release(Ino ino, uint64_t handle) {
   }
   if ((record.flags & iouring::kSlotDoomed) != 0) {
     if (const auto found = doomed_readers_.find(ino); found != doomed_readers_.end()) {
-      if (--found->second == 0) doomed_readers_.erase(found);
+      if (--found->second.slots == 0) doomed_readers_.erase(found);
     }
     FreeBlockSlot(slot);
   }
@@ -184,8 +193,7 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
     } else {
       // The mapping's last page goes on behind the end of the file; what is read there is padding.
       const uint64_t bytes = RoundUp(meta.length);
-      void* mapped =
-          ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file->get(), 0);
+      void* mapped = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file->get(), 0);
       if (mapped == MAP_FAILED) {
         status = ErrnoError(errno, "map slot");
       } else {
@@ -263,9 +271,8 @@ void BlockStore::RunPrefetch() {
     std::pair<NamespaceId, BlockKey> next;
     {
       MutexLock lock(mutex_);
-      prefetch_changed_.wait(lock.native(), [&]() KVC_NO_ANALYSIS {
-        return stopping_ || !prefetch_.empty();
-      });
+      prefetch_changed_.wait(lock.native(),
+                             [&]() KVC_NO_ANALYSIS { return stopping_ || !prefetch_.empty(); });
       if (stopping_) return;
       next = prefetch_.front();
       prefetch_.pop_front();
@@ -285,14 +292,12 @@ FsResult<uint32_t> BlockStore::Crc(Ino ino) {
   return crc;
 }
 
-
 FsStatus BlockStore::Fsync(Ino ino) {
   MutexLock lock(mutex_);
   const std::optional<BlockRef> ref = index_.FindHash(ino & ((Ino{1} << kInoKindShift) - 1));
   if (!ref) return Fail(ENOENT);
   const SlotId slot = index_.state(*ref).slot;
-  const bool dirty =
-      slot != 0 && (parts_.slots->record(slot).flags & iouring::kSlotDirty) != 0;
+  const bool dirty = slot != 0 && (parts_.slots->record(slot).flags & iouring::kSlotDirty) != 0;
   Status status;
   if (parts_.segments == nullptr) {
     return {};  // DRAM only: there is nothing more durable than it

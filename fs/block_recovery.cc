@@ -76,8 +76,12 @@ Status BlockStore::Recover(std::vector<RecoveredEntry> newer) {
   std::vector<SlotId> pending, worthless;
   parts_.slots->ForEach([&](SlotId slot, SlotRecord& record) {
     switch (record.state.load()) {
-      case SlotState::kMaking: worthless.push_back(slot); break;
-      case SlotState::kPending: pending.push_back(slot); break;
+      case SlotState::kMaking:
+        worthless.push_back(slot);
+        break;
+      case SlotState::kPending:
+        pending.push_back(slot);
+        break;
       case SlotState::kBlock: {
         if (!parts_.namespaces->Get(record.namespace_id) || record.length == 0 ||
             record.length > kBlockBytesMax) {
@@ -95,22 +99,23 @@ Status BlockStore::Recover(std::vector<RecoveredEntry> newer) {
         survivors.push_back(survivor);
         break;
       }
-      default: break;
+      default:
+        break;
     }
   });
   if (!newer.empty() || !survivors.empty()) {
     touched.reserve(all.size());
     for (size_t i = 0; i < all.size(); ++i) touched[BlockHash62(all[i].ns, all[i].key)] = i;
   }
-  std::unordered_set<uint64_t> still_open;  // durable, but its writer has it open across the restart
+  std::unordered_set<uint64_t>
+      still_open;  // durable, but its writer has it open across the restart
   if (options_.resumed) {
     for (const SlotId slot : pending) {
       still_open.insert(parts_.slots->record(slot).place.sequence);
     }
   }
   for (const RecoveredEntry& entry : newer) {
-    const std::optional<Namespace> space =
-        parts_.namespaces->FindUuid(entry.meta.namespace_uuid);
+    const std::optional<Namespace> space = parts_.namespaces->FindUuid(entry.meta.namespace_uuid);
     if (!space || still_open.contains(entry.place.sequence)) continue;
     Found* known = at(space->id, entry.meta.key);
     if (entry.meta.kind == EntryKind::kBlockTombstone) {
@@ -161,8 +166,8 @@ Status BlockStore::Recover(std::vector<RecoveredEntry> newer) {
   std::vector<std::pair<int64_t, SlotId>> by_age;
   for (Found& found : all) {
     const std::optional<Namespace> space = parts_.namespaces->Get(found.ns);
-    const bool somewhere = found.state.slot != 0 ||
-                           (found.state.segment != 0 && parts_.segments != nullptr);
+    const bool somewhere =
+        found.state.slot != 0 || (found.state.segment != 0 && parts_.segments != nullptr);
     Result<BlockRef> ref = Error{Code::kNotFound, "gone"};
     if (space && somewhere && !found.dropped) {
       ref = index_.Insert(found.ns, found.key, found.parent, found.state);
@@ -178,14 +183,15 @@ Status BlockStore::Recover(std::vector<RecoveredEntry> newer) {
     }
     space_bytes_[found.ns] += found.state.length;
     if (found.state.segment != 0) {
-      parts_.segments->MarkLive(
-          {found.state.segment, found.state.offset_4k, found.state.sequence}, found.state.length);
+      parts_.segments->MarkLive({found.state.segment, found.state.offset_4k, found.state.sequence},
+                                found.state.length);
     }
     if (found.state.slot == 0) continue;
     SlotRecord& record = parts_.slots->record(found.state.slot);
     record.place = {found.state.segment, found.state.offset_4k, found.state.sequence};
     record.flags = found.state.segment == 0 ? iouring::kSlotDirty : 0;
     record.aux = 0;
+    record.ino = ViewOf(*ref).block_ino();
     if (!options_.resumed) {
       record.readers = 0;
       record.backing_id = 0;
@@ -198,8 +204,7 @@ Status BlockStore::Recover(std::vector<RecoveredEntry> newer) {
     }
   }
   for (const RecoveredEntry& entry : newer) {
-    const std::optional<Namespace> space =
-        parts_.namespaces->FindUuid(entry.meta.namespace_uuid);
+    const std::optional<Namespace> space = parts_.namespaces->FindUuid(entry.meta.namespace_uuid);
     const std::optional<BlockRef> ref =
         space ? index_.Find(space->id, entry.meta.key) : std::nullopt;
     if (ref && index_.state(*ref).sequence == entry.place.sequence) PutRecord(*ref);
@@ -211,7 +216,9 @@ Status BlockStore::Recover(std::vector<RecoveredEntry> newer) {
     SlotRecord& record = parts_.slots->record(survivor.slot);
     if ((record.flags & iouring::kSlotDoomed) == 0) continue;
     if (options_.resumed && record.readers > 0) {
-      ++doomed_readers_[record.ino];
+      DoomedReaders& doomed = doomed_readers_[record.ino];
+      ++doomed.slots;
+      doomed.backing_id = record.backing_id;
     } else {
       worthless.push_back(survivor.slot);
     }

@@ -1,8 +1,8 @@
 #include "fs/block_store.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
+
+#include <sys/mman.h>
 
 #include "base/log.h"
 #include "fs/block_metrics.h"
@@ -22,9 +22,12 @@ using std::chrono::milliseconds;
 
 const char* TierName(Tier tier) {
   switch (tier) {
-    case Tier::kDram: return "dram";
-    case Tier::kNvme: return "nvme";
-    case Tier::kNone: break;
+    case Tier::kDram:
+      return "dram";
+    case Tier::kNvme:
+      return "nvme";
+    case Tier::kNone:
+      break;
   }
   return "none";
 }
@@ -273,7 +276,9 @@ MatchAnswer BlockStore::Match(NamespaceId ns, std::span<const BlockKey> keys, ui
   return answer;
 }
 
-void BlockStore::Touch(Ino ino) { (void)FindIno(ino, Use::kLease); }
+void BlockStore::Touch(Ino ino) {
+  (void)FindIno(ino, Use::kLease);
+}
 
 BlockStoreStats BlockStore::Stats() {
   MutexLock lock(mutex_);

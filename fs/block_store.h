@@ -268,7 +268,12 @@ class BlockStore : public SlotOwner {
   std::unordered_map<meta::NamespaceId, uint64_t> space_bytes_ KVC_GUARDED_BY(mutex_);
   // Sequences of durable blocks that are not published yet: recovery must still look at them.
   std::set<uint64_t> intents_ KVC_GUARDED_BY(mutex_);
-  std::unordered_map<Ino, uint32_t> doomed_readers_ KVC_GUARDED_BY(mutex_);  // dropped, still open
+  // Dropped, still open: their inode keeps its backing id until the last release.
+  struct DoomedReaders {
+    uint32_t slots = 0;
+    uint32_t backing_id = 0;
+  };
+  std::unordered_map<Ino, DoomedReaders> doomed_readers_ KVC_GUARDED_BY(mutex_);
   std::set<SlotId> in_flight_ KVC_GUARDED_BY(mutex_);  // being written back
 
   struct Due {

@@ -1,9 +1,9 @@
 // Between the tiers: write-back, eviction, reclaim of segments, and the records that say where.
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <future>
+
+#include <fcntl.h>
+#include <unistd.h>
 
 #include "base/crash_point.h"
 #include "base/log.h"
@@ -27,6 +27,7 @@ using meta::NamespaceId;
 using std::chrono::milliseconds;
 
 constexpr milliseconds kRetryWhenFull{1000};
+constexpr std::chrono::seconds kDurableLimit{30};
 constexpr milliseconds kRecordsDelay{20};  // group commit: many records, one write
 constexpr uint64_t kRecordsCountMax = 4096;
 
@@ -88,8 +89,7 @@ void BlockStore::AppendSlot(SlotId slot, bool durable, EntryKind kind,
   auto shared = std::make_shared<Fd>(std::move(*file));
   request.fill = [shared](std::span<std::byte> into) { return ReadAll(shared->get(), into); };
   const uint32_t generation = record.generation;
-  request.done = [this, slot, generation, done](Result<SegmentPlace> place,
-                                                const EntryMeta& meta) {
+  request.done = [this, slot, generation, done](Result<SegmentPlace> place, const EntryMeta& meta) {
     OnWritten(slot, generation, place, meta);
     if (done) done(place.code());
   };
@@ -202,8 +202,8 @@ void BlockStore::RunWriteBack() {
       const SlotRecord& record = parts_.slots->record(due.slot);
       worked = true;
       if (record.generation == due.generation && record.state.load() == SlotState::kBlock &&
-          (record.flags & iouring::kSlotDirty) != 0 &&
-          (record.flags & iouring::kSlotDoomed) == 0 && !in_flight_.contains(due.slot)) {
+          (record.flags & iouring::kSlotDirty) != 0 && (record.flags & iouring::kSlotDoomed) == 0 &&
+          !in_flight_.contains(due.slot)) {
         AppendSlot(due.slot, false, EntryKind::kBlock, {}, lock);
       }
       break;
@@ -242,9 +242,12 @@ Status BlockStore::MakeDurable(SlotId slot, EntryKind kind, MutexLock& lock) {
   }
   auto promise = std::make_shared<std::promise<Code>>();
   std::future<Code> answer = promise->get_future();
-  AppendSlot(slot, true, kind, [promise](Code code) { promise->set_value(code); }, lock);
+  AppendSlot(
+      slot, true, kind, [promise](Code code) { promise->set_value(code); }, lock);
   lock.native().unlock();
-  const Code code = answer.get();
+  // A device that neither writes nor fails must not hold a close() for ever.
+  const bool answered = answer.wait_for(kDurableLimit) == std::future_status::ready;
+  const Code code = answered ? answer.get() : Code::kIo;
   lock.native().lock();
   if (code != Code::kOk) {
     return Error{code, "write to the NVMe tier: " + std::string(CodeName(code))};
@@ -441,8 +444,7 @@ iouring::Fate BlockStore::Judge(const EntryMeta& meta, const SegmentPlace& place
   return ours ? iouring::Fate::kMove : iouring::Fate::kDead;
 }
 
-void BlockStore::Moved(const EntryMeta& meta, const SegmentPlace& before,
-                       const SegmentPlace& now) {
+void BlockStore::Moved(const EntryMeta& meta, const SegmentPlace& before, const SegmentPlace& now) {
   const std::optional<Namespace> space = parts_.namespaces->FindUuid(meta.namespace_uuid);
   MutexLock lock(mutex_);
   if (space && meta.kind == EntryKind::kBlockIntent && intents_.erase(before.sequence) > 0) {
@@ -489,8 +491,8 @@ void BlockStore::Lost(const EntryMeta& meta, const SegmentPlace& place) {
     QueueWriteBack(state.slot, milliseconds(0));
     return;
   }
-  KVC_LOG(Error, "a block is lost on NVMe; it and what extends it are gone",
-          "namespace={} key={}", LogValue(space->name), meta.key.ToHex());
+  KVC_LOG(Error, "a block is lost on NVMe; it and what extends it are gone", "namespace={} key={}",
+          LogValue(space->name), meta.key.ToHex());
   DropTree(*ref, BlockMetrics::Get().damaged, false);
 }
 

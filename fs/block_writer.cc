@@ -1,13 +1,13 @@
 // Writing a block: create into an empty slot, nobody sees it before the last close.
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/crash_point.h"
 #include "base/crc32c.h"
@@ -206,7 +206,8 @@ FsStatus BlockStore::PendingTruncate(Ino ino, uint64_t length) {
 FsStatus BlockStore::PendingAllocate(Ino ino, int mode, uint64_t offset, uint64_t length) {
   const auto file = WritableFile(ino, offset + length);
   if (!file.ok()) return Fail(ErrnoOf(file.code()));
-  if (::fallocate((*file)->get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) != 0) {
+  if (::fallocate((*file)->get(), mode, static_cast<off_t>(offset), static_cast<off_t>(length)) !=
+      0) {
     return Fail(errno);
   }
   return {};
@@ -238,8 +239,7 @@ Result<std::shared_ptr<Fd>> BlockStore::WritableFile(Ino ino, uint64_t end) {
 FsResult<size_t> BlockStore::PendingRead(Ino ino, uint64_t offset, std::span<std::byte> into) {
   const auto file = WritableFile(ino, 0);
   if (!file.ok()) return Fail(ErrnoOf(file.code()));
-  const ssize_t got =
-      ::pread((*file)->get(), into.data(), into.size(), static_cast<off_t>(offset));
+  const ssize_t got = ::pread((*file)->get(), into.data(), into.size(), static_cast<off_t>(offset));
   if (got < 0) return Fail(errno);
   return static_cast<size_t>(got);
 }
@@ -309,8 +309,7 @@ FsStatus BlockStore::PendingFlush(const Caller& caller, Ino ino) {
   if (!status.ok()) {
     if (record != nullptr) record->flags |= iouring::kSlotDoomed;
     published_.notify_all();
-    KVC_LOG(Warn, "a block could not be made durable", "error={}",
-            LogValue(status.error().text));
+    KVC_LOG(Warn, "a block could not be made durable", "error={}", LogValue(status.error().text));
     return Fail(ErrnoOf(status.code()));
   }
   return {};
@@ -413,7 +412,6 @@ void BlockStore::PublishSlot(SlotId slot) {
   ForgetPending(slot);
   ghosts_.erase(hash);
   record.ordinal = index_.ordinal(*ref);
-  record.ino = ViewOf(*ref).block_ino();
   record.length = length;
   record.mtime_nanos = parts_.clock->WallNanos();
   record.flags = dirty ? iouring::kSlotDirty : 0;
@@ -427,6 +425,8 @@ void BlockStore::PublishSlot(SlotId slot) {
   KVC_CRASH_POINT("publish.before_state");
   record.state.store(SlotState::kBlock, std::memory_order_release);
   KVC_CRASH_POINT("publish.after_state");
+  // Not before the state: until then RELEASE, sent again to the next daemon, must find it by this.
+  record.ino = ViewOf(*ref).block_ino();
   space_bytes_[record.namespace_id] += length;
   ++resident_blocks_;
   parts_.resident->Add(slot, this);

@@ -107,12 +107,13 @@ FsResult<EntryReply> TieredFileTree::Lookup(const Caller& caller, Ino parent,
   (void)caller;
   if (name.size() > kNameBytesMax) return Fail(ENAMETOOLONG);
   // Without names_: a name that changes between the two steps is asked again.
-  for (int attempt = 0; attempt < 8; ++attempt) {
+  for (Ino before = 0;;) {
     const FsResult<std::optional<Dentry>> entry = store_.Find(parent, name);
     if (!entry) return Fail(entry.error().value);
-    if (!*entry) return Fail(ENOENT);
+    if (!*entry || (*entry)->ino == before) return Fail(ENOENT);  // it leads nowhere
     const FsResult<NodeRef> node = table_.Find((*entry)->ino);
     if (!node) return Fail(node.error().value);
+    before = (*entry)->ino;
     if (*node == nullptr) continue;
     Use(**node);
     MutexLock lock((*node)->attr);
@@ -120,7 +121,6 @@ FsResult<EntryReply> TieredFileTree::Lookup(const Caller& caller, Ino parent,
     ++(*node)->lookups;
     return Reply(**node);
   }
-  return Fail(ENOENT);
 }
 
 void TieredFileTree::Forget(Ino ino, uint64_t lookups) {

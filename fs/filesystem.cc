@@ -1,13 +1,13 @@
 #include "fs/filesystem.h"
 
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
-
-#include <algorithm>
-#include <charconv>
-#include <cstring>
 
 #include "base/log.h"
 
@@ -20,10 +20,18 @@ constexpr Ino kNamespaceBit = Ino{1} << 60;
 constexpr Ino kPendingBit = Ino{1} << 61;
 constexpr uint64_t kNamesBeforeTips = 16;  // cookies of a namespace's own entries lie below
 
-bool IsPending(Ino ino) { return KindOf(ino) == InoKind::kFixed && (ino & kPendingBit) != 0; }
-bool IsFile(Ino ino) { return KindOf(ino) == InoKind::kFile; }
-bool IsBlock(Ino ino) { return KindOf(ino) == InoKind::kBlock; }
-bool IsChain(Ino ino) { return KindOf(ino) == InoKind::kChain; }
+bool IsPending(Ino ino) {
+  return KindOf(ino) == InoKind::kFixed && (ino & kPendingBit) != 0;
+}
+bool IsFile(Ino ino) {
+  return KindOf(ino) == InoKind::kFile;
+}
+bool IsBlock(Ino ino) {
+  return KindOf(ino) == InoKind::kBlock;
+}
+bool IsChain(Ino ino) {
+  return KindOf(ino) == InoKind::kChain;
+}
 
 void SetTimes(struct stat& attr, int64_t atime, int64_t mtime, int64_t ctime) {
   const auto split = [](int64_t nanos) {
@@ -38,23 +46,40 @@ void SetTimes(struct stat& attr, int64_t atime, int64_t mtime, int64_t ctime) {
 
 int ErrnoOf(Code code) {
   switch (code) {
-    case Code::kOk: return 0;
-    case Code::kNotFound: return ENOENT;
-    case Code::kExists: return EEXIST;
-    case Code::kInvalid: return EINVAL;
-    case Code::kUnsupported: return EOPNOTSUPP;
-    case Code::kBusy: return EBUSY;
-    case Code::kStale: return ENOENT;
-    case Code::kTimeout: return EAGAIN;
-    case Code::kUnavailable: return ENOENT;
-    case Code::kCancelled: return EINTR;
-    case Code::kCorrupt: return EIO;
-    case Code::kNoSpace: return ENOSPC;
-    case Code::kIo: return EIO;
-    case Code::kInternal: return EIO;
-    case Code::kNotEmpty: return ENOTEMPTY;
-    case Code::kTooLarge: return EFBIG;
-    case Code::kDenied: return EPERM;
+    case Code::kOk:
+      return 0;
+    case Code::kNotFound:
+      return ENOENT;
+    case Code::kExists:
+      return EEXIST;
+    case Code::kInvalid:
+      return EINVAL;
+    case Code::kUnsupported:
+      return EOPNOTSUPP;
+    case Code::kBusy:
+      return EBUSY;
+    case Code::kStale:
+      return ENOENT;
+    case Code::kTimeout:
+      return EAGAIN;
+    case Code::kUnavailable:
+      return ENOENT;
+    case Code::kCancelled:
+      return EINTR;
+    case Code::kCorrupt:
+      return EIO;
+    case Code::kNoSpace:
+      return ENOSPC;
+    case Code::kIo:
+      return EIO;
+    case Code::kInternal:
+      return EIO;
+    case Code::kNotEmpty:
+      return ENOTEMPTY;
+    case Code::kTooLarge:
+      return EFBIG;
+    case Code::kDenied:
+      return EPERM;
   }
   return EIO;
 }
@@ -173,12 +198,15 @@ EntryReply Filesystem::ChainEntry(const BlockView& tip, const Namespace& space) 
 }
 
 EntryReply Filesystem::GhostEntry(Ino ino) const {
-  // Timeouts of 0: whoever wants its attributes asks, and hears ENOENT; unlink and rmdir do not.
+  // No attributes of a directory: whoever wants them asks and hears ENOENT, so that no path leads
+  // through it; rmdir does not ask. The names in it are reached through an open directory only, and
+  // rm looks at them before it unlinks them.
   EntryReply reply;
   reply.ino = ino;
   reply.attr.st_ino = ino;
   reply.attr.st_mode = IsChain(ino) ? S_IFDIR | 0755 : S_IFREG | 0444;
   reply.attr.st_nlink = 2;
+  reply.attr_timeout_s = IsChain(ino) ? 0 : 1;
   return reply;
 }
 
@@ -243,7 +271,8 @@ FsStatus Filesystem::SetNamespaceAttr(Namespace space, const struct stat& attr, 
   if ((to_set & kSetUid) != 0) space.uid = attr.st_uid;
   if ((to_set & kSetGid) != 0) space.gid = attr.st_gid;
   space.ctime_nanos = parts_.clock->WallNanos();
-  if ((to_set & kSetMtimeNow) != 0) space.mtime_nanos = space.ctime_nanos;
+  if ((to_set & kSetMtimeNow) != 0)
+    space.mtime_nanos = space.ctime_nanos;
   else if ((to_set & kSetMtime) != 0) {
     space.mtime_nanos = int64_t{attr.st_mtim.tv_sec} * 1'000'000'000 + attr.st_mtim.tv_nsec;
   }
@@ -252,8 +281,7 @@ FsStatus Filesystem::SetNamespaceAttr(Namespace space, const struct stat& attr, 
 
 // ---- names
 
-FsResult<EntryReply> Filesystem::Lookup(const Caller& caller, Ino parent,
-                                        const std::string& name) {
+FsResult<EntryReply> Filesystem::Lookup(const Caller& caller, Ino parent, const std::string& name) {
   if (IsFile(parent)) return parts_.files->Lookup(caller, parent, name);
   if (name.size() > 255) return Fail(ENAMETOOLONG);
   if (parent == kRootIno) {
@@ -271,8 +299,10 @@ FsResult<EntryReply> Filesystem::Lookup(const Caller& caller, Ino parent,
   NamespaceEntry entry{};
   if (const auto space = NamespaceOf(parent, &entry)) {
     switch (entry) {
-      case NamespaceEntry::kDirectory: return LookupInNamespace(*space, name);
-      case NamespaceEntry::kRoot: return LookupInChain(*space, nullptr, name);
+      case NamespaceEntry::kDirectory:
+        return LookupInNamespace(*space, name);
+      case NamespaceEntry::kRoot:
+        return LookupInChain(*space, nullptr, name);
       case NamespaceEntry::kByKey: {
         const auto key = BlockKey::FromHex(name);
         if (!key) return Fail(ENOENT);
@@ -280,7 +310,8 @@ FsResult<EntryReply> Filesystem::Lookup(const Caller& caller, Ino parent,
         if (!block) return Fail(ENOENT);
         return BlockEntry(*block, *space);
       }
-      case NamespaceEntry::kMatch: return Fail(ENOTDIR);
+      case NamespaceEntry::kMatch:
+        return Fail(ENOTDIR);
     }
   }
   if (IsChain(parent)) {
@@ -339,8 +370,7 @@ FsResult<EntryReply> Filesystem::LookupInChain(const Namespace& space, const Blo
   uint32_t ordinal = 0;
   BlockKey key;
   if (tip != nullptr && ParseChainEntryName(name, &ordinal, &key)) {
-    const auto block =
-        parts_.blocks->InChain(space.id, *tip, ordinal, BlockStore::Use::kLease);
+    const auto block = parts_.blocks->InChain(space.id, *tip, ordinal, BlockStore::Use::kLease);
     if (!block || block->key != key) return Fail(ENOENT);
     return BlockEntry(*block, space);
   }
@@ -362,8 +392,8 @@ FsResult<std::string> Filesystem::ReadLink(Ino ino) {
   return Fail(EINVAL);
 }
 
-FsResult<EntryReply> Filesystem::MakeNode(const Caller& caller, Ino parent,
-                                          const std::string& name, mode_t mode, dev_t device) {
+FsResult<EntryReply> Filesystem::MakeNode(const Caller& caller, Ino parent, const std::string& name,
+                                          mode_t mode, dev_t device) {
   if (IsFile(parent)) return parts_.files->MakeNode(caller, parent, name, mode, device);
   if (S_ISREG(mode) && (IsChain(parent) || KindOf(parent) == InoKind::kFixed)) {
     // mknod(2) of a regular file cannot be followed by a write that publishes it.
@@ -385,8 +415,7 @@ FsResult<EntryReply> Filesystem::MakeDirectory(const Caller& caller, Ino parent,
     return Fail(made.error().value);
   }
   Namespace space = *made;
-  const FsResult<Ino> root =
-      parts_.files->MakeRoot(space.uid, space.gid, space.mode, space.uuid);
+  const FsResult<Ino> root = parts_.files->MakeRoot(space.uid, space.gid, space.mode, space.uuid);
   if (!root) {
     (void)parts_.namespaces->Remove(space.id);
     return Fail(root.error().value);

@@ -7,8 +7,6 @@
 // Source: fs/SEMANTICS.md.
 #pragma once
 
-#include <sys/statvfs.h>
-
 #include <atomic>
 #include <functional>
 #include <map>
@@ -17,6 +15,8 @@
 #include <span>
 #include <string>
 #include <vector>
+
+#include <sys/statvfs.h>
 
 #include "base/clock.h"
 #include "base/mutex.h"
@@ -87,8 +87,8 @@ class Filesystem {
   // `buffer` is scratch of at least `size` bytes; the answer may point into it or elsewhere.
   FsResult<std::span<const std::byte>> Read(Ino ino, uint64_t handle, uint64_t offset, size_t size,
                                             std::span<std::byte> buffer);
-  FsResult<size_t> Write(Ino ino, uint64_t handle, uint64_t offset,
-                         std::span<const std::byte> from, bool kill_suid);
+  FsResult<size_t> Write(Ino ino, uint64_t handle, uint64_t offset, std::span<const std::byte> from,
+                         bool kill_suid);
   FsStatus Flush(const Caller& caller, Ino ino, uint64_t handle);
   void Release(Ino ino, uint64_t handle);
   FsStatus Fsync(Ino ino, uint64_t handle, bool data_only);

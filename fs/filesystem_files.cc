@@ -1,16 +1,15 @@
 // Open files of the mounted tree: data, directories, xattrs, the match file and the ioctls.
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/ioctl.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <charconv>
-#include <cstring>
-
 #include "base/log.h"
-#include "base/size.h"
 #include "fs/filesystem.h"
 #include "fs/kvcfs.h"
 
@@ -20,14 +19,32 @@ namespace {
 using meta::NamespaceId;
 
 constexpr Ino kPendingBit = Ino{1} << 61;
-constexpr uint64_t kNamesBeforeTips = 16;  // cookies of a namespace's own entries lie below
+constexpr uint64_t kNamesBeforeTips = 16;   // cookies of a namespace's own entries lie below
 constexpr size_t kMatchKeysMax = 1u << 20;  // a conversation's memory has a bound: 32 MiB
 constexpr std::string_view kXattrPrefix = "user.kvc.";
 
-bool IsPending(Ino ino) { return KindOf(ino) == InoKind::kFixed && (ino & kPendingBit) != 0; }
-bool IsFile(Ino ino) { return KindOf(ino) == InoKind::kFile; }
-bool IsBlock(Ino ino) { return KindOf(ino) == InoKind::kBlock; }
-bool IsChain(Ino ino) { return KindOf(ino) == InoKind::kChain; }
+bool IsPending(Ino ino) {
+  return KindOf(ino) == InoKind::kFixed && (ino & kPendingBit) != 0;
+}
+bool IsFile(Ino ino) {
+  return KindOf(ino) == InoKind::kFile;
+}
+bool IsBlock(Ino ino) {
+  return KindOf(ino) == InoKind::kBlock;
+}
+bool IsChain(Ino ino) {
+  return KindOf(ino) == InoKind::kChain;
+}
+
+// xattrs are decimal text.
+Result<uint64_t> ParseDecimal(const std::string& text) {
+  uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || text.empty()) {
+    return Error{Code::kInvalid, "not a decimal number: " + text};
+  }
+  return value;
+}
 
 std::span<const std::byte> Slice(std::span<const std::byte> all, uint64_t offset, size_t size) {
   if (offset >= all.size()) return {};
@@ -257,17 +274,20 @@ FsStatus Filesystem::ReadDirectory(const Caller& caller, Ino ino, uint64_t cooki
   if (!space) return Fail(ENOTDIR);
   const Ino self = NamespaceIno(space->id, NamespaceEntry::kDirectory);
   switch (entry) {
-    case NamespaceEntry::kDirectory: return ReadNamespace(*space, cookie, sink);
-    case NamespaceEntry::kRoot: (void)dots(ino, self); return {};
+    case NamespaceEntry::kDirectory:
+      return ReadNamespace(*space, cookie, sink);
+    case NamespaceEntry::kRoot:
+      (void)dots(ino, self);
+      return {};
     case NamespaceEntry::kByKey:
       if (!dots(ino, self)) return {};
-      parts_.blocks->ListBlocks(space->id, cookie < 2 ? 0 : cookie - 2,
-                                [&](const BlockView& block, uint64_t next) {
-                                  return sink.Add(block.key.ToHex(), BlockEntry(block, *space),
-                                                  next + 2);
-                                });
+      parts_.blocks->ListBlocks(
+          space->id, cookie < 2 ? 0 : cookie - 2, [&](const BlockView& block, uint64_t next) {
+            return sink.Add(block.key.ToHex(), BlockEntry(block, *space), next + 2);
+          });
       return {};
-    case NamespaceEntry::kMatch: break;
+    case NamespaceEntry::kMatch:
+      break;
   }
   return Fail(ENOTDIR);
 }
@@ -370,7 +390,7 @@ FsStatus Filesystem::SetNamespaceXattr(Namespace space, const std::string& name,
     space.sync = value == "sync";
     return parts_.namespaces->Update(space);
   }
-  const Result<uint64_t> number = ParseSize(value);
+  const Result<uint64_t> number = ParseDecimal(value);
   if (what == "block_bytes") {
     if (!number.ok() || *number == 0 || *number > kBlockBytesMax) return Fail(EINVAL);
     if (*number == space.block_bytes) return {};

@@ -9,16 +9,15 @@ namespace kvcfs::fs {
 namespace {
 
 constexpr std::array<const char*, static_cast<size_t>(FuseOp::kCount)> kNames = {
-    "lookup",       "getattr",   "setattr",   "readlink", "mknod",      "mkdir",
-    "symlink",      "link",      "unlink",    "rmdir",    "rename",     "open",
-    "create",       "read",      "write",     "flush",    "release",    "fsync",
-    "opendir",      "readdir",   "readdirplus", "releasedir", "fsyncdir", "statfs",
-    "setxattr",     "getxattr",  "listxattr", "removexattr", "ioctl",   "fallocate",
-    "lseek",        "copy_file_range"};
+    "lookup",     "getattr",   "setattr", "readlink",       "mknod",    "mkdir",     "symlink",
+    "link",       "unlink",    "rmdir",   "rename",         "open",     "create",    "read",
+    "write",      "flush",     "release", "fsync",          "opendir",  "readdir",   "readdirplus",
+    "releasedir", "fsyncdir",  "statfs",  "setxattr",       "getxattr", "listxattr", "removexattr",
+    "ioctl",      "fallocate", "lseek",   "copy_file_range"};
 
 // Errors that callers ask for (a miss, a lost race) and errors that somebody must look at.
 constexpr std::array<int, 8> kErrors = {ENOENT, EEXIST, ENOSPC, EIO, EINVAL, EPERM, EBUSY, EFBIG};
-constexpr std::array<const char*, 9> kErrorNames = {"ENOENT", "EEXIST", "ENOSPC", "EIO", "EINVAL",
+constexpr std::array<const char*, 9> kErrorNames = {"ENOENT", "EEXIST", "ENOSPC", "EIO",  "EINVAL",
                                                     "EPERM",  "EBUSY",  "EFBIG",  "other"};
 
 struct OpMetrics {
@@ -30,9 +29,9 @@ struct OpMetrics {
   OpMetrics() {
     Metrics& all = Metrics::Get();
     for (size_t i = 0; i < kNames.size(); ++i) {
-      latency[i] = &all.AddLatency("kvcfs_fs_call_duration_seconds",
-                                   "From a request of the kernel to its answer.",
-                                   {{"call", kNames[i]}});
+      latency[i] =
+          &all.AddLatency("kvcfs_fs_call_duration_seconds",
+                          "From a request of the kernel to its answer.", {{"call", kNames[i]}});
     }
     for (size_t i = 0; i < kErrorNames.size(); ++i) {
       errors[i] = &all.AddCounter("kvcfs_fs_errors_total", "Calls answered with an error.",

@@ -8,10 +8,39 @@
 namespace kvcfs::fs {
 
 enum class FuseOp : uint8_t {
-  kLookup, kGetAttr, kSetAttr, kReadLink, kMakeNode, kMakeDirectory, kMakeSymlink, kLink, kUnlink,
-  kRemoveDirectory, kRename, kOpen, kCreate, kRead, kWrite, kFlush, kRelease, kFsync,
-  kOpenDirectory, kReadDirectory, kReadDirectoryPlus, kReleaseDirectory, kFsyncDirectory, kStatFs,
-  kSetXattr, kGetXattr, kListXattr, kRemoveXattr, kIoctl, kAllocate, kSeek, kCopyRange, kCount
+  kLookup,
+  kGetAttr,
+  kSetAttr,
+  kReadLink,
+  kMakeNode,
+  kMakeDirectory,
+  kMakeSymlink,
+  kLink,
+  kUnlink,
+  kRemoveDirectory,
+  kRename,
+  kOpen,
+  kCreate,
+  kRead,
+  kWrite,
+  kFlush,
+  kRelease,
+  kFsync,
+  kOpenDirectory,
+  kReadDirectory,
+  kReadDirectoryPlus,
+  kReleaseDirectory,
+  kFsyncDirectory,
+  kStatFs,
+  kSetXattr,
+  kGetXattr,
+  kListXattr,
+  kRemoveXattr,
+  kIoctl,
+  kAllocate,
+  kSeek,
+  kCopyRange,
+  kCount
 };
 
 // From the request to its answer.

@@ -8,8 +8,6 @@
 //   include/uapi/linux/fuse.h (passthrough, resend, epoch).
 #pragma once
 
-#include <pthread.h>
-
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -18,6 +16,8 @@
 #include <set>
 #include <string>
 #include <thread>
+
+#include <pthread.h>
 
 #include "base/fd.h"
 #include "base/mutex.h"

@@ -41,6 +41,8 @@
 #define KVCFS_TIER_DRAM 1u
 #define KVCFS_TIER_NVME 2u
 
+/* NOLINTBEGIN(readability-identifier-naming): names of C. */
+
 /* The keys of a chain from its first block on, in order. */
 struct kvcfs_match_request {
   uint32_t count; /* of keys: 1 to KVCFS_MATCH_KEYS_MAX */
@@ -49,7 +51,8 @@ struct kvcfs_match_request {
   uint8_t keys[KVCFS_MATCH_KEYS_MAX][KVCFS_KEY_BYTES];
 };
 
-/* Of the first `count` keys each is cached, and stays so for at least lease_ms. 0 ms: no promise. */
+/* Of the first `count` keys each is cached, and stays so for at least lease_ms. 0 ms: no promise.
+ */
 struct kvcfs_match_reply {
   uint32_t count;
   uint32_t lease_ms;
@@ -95,5 +98,7 @@ KVCFS_STATIC_ASSERT(offsetof(struct kvcfs_match_reply, tiers) == 16, "layout of 
 KVCFS_STATIC_ASSERT(offsetof(struct kvcfs_match_reply, bytes) == 528, "layout of a reply");
 KVCFS_STATIC_ASSERT(sizeof(union kvcfs_match) <= 16383, "an ioctl's number has 14 bits of size");
 KVCFS_STATIC_ASSERT(sizeof(struct kvcfs_drop) == 56, "layout of a drop");
+
+/* NOLINTEND(readability-identifier-naming) */
 
 #endif /* KVCFS_H */

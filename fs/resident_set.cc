@@ -22,7 +22,9 @@ ResidentSet::ResidentSet(iouring::SlotTier& tier, const ResidentSetOptions& opti
   nodes_.resize(tier.slot_count() + 1);
 }
 
-ResidentSet::~ResidentSet() { Stop(); }
+ResidentSet::~ResidentSet() {
+  Stop();
+}
 
 void ResidentSet::Start() {
   thread_ = std::thread([this] { Run(); });

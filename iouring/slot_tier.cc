@@ -1,13 +1,13 @@
 #include "iouring/slot_tier.h"
 
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <cstring>
 
 #include "base/log.h"
 
@@ -28,9 +28,13 @@ static_assert(sizeof(IndexHeader) == sizeof(SlotRecord));  // it stands where re
 constexpr uint64_t kIndexMagic = 0x3158444954534b56;  // "VKSTIDX1"
 constexpr uint32_t kIndexVersion = 1;
 
-uint64_t RoundUp(uint64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+uint64_t RoundUp(uint64_t bytes) {
+  return (bytes + kPage - 1) / kPage * kPage;
+}
 
-std::string FileName(SlotId slot) { return fmt::format("s{:08x}", slot); }
+std::string FileName(SlotId slot) {
+  return fmt::format("s{:08x}", slot);
+}
 
 }  // namespace
 
@@ -64,8 +68,8 @@ Result<std::unique_ptr<SlotTier>> SlotTier::Open(const SlotTierOptions& options)
   if (::ftruncate(index.get(), static_cast<off_t>(tier->mapped_bytes_)) != 0) {
     return ErrnoError(errno, "grow", kIndexName);
   }
-  void* mapped = ::mmap(nullptr, tier->mapped_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED,
-                        index.get(), 0);
+  void* mapped =
+      ::mmap(nullptr, tier->mapped_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, index.get(), 0);
   if (mapped == MAP_FAILED) return ErrnoError(errno, "map", kIndexName);
   tier->records_ = static_cast<SlotRecord*>(mapped);
   auto* mapped_header = static_cast<IndexHeader*>(mapped);
@@ -76,8 +80,8 @@ Result<std::unique_ptr<SlotTier>> SlotTier::Open(const SlotTierOptions& options)
   MutexLock lock(tier->mutex_);
   tier->free_.reserve(count);
   for (SlotId slot = tier->slot_count_; slot > 0; --slot) {
-    const bool in_use = known && slot <= header.slot_count &&
-                        tier->records_[slot].state.load() != SlotState::kFree;
+    const bool in_use =
+        known && slot <= header.slot_count && tier->records_[slot].state.load() != SlotState::kFree;
     if (in_use) {
       tier->used_bytes_ += tier->records_[slot].reserved_bytes;
     } else {
@@ -120,8 +124,7 @@ Result<SlotId> SlotTier::Create(uint64_t reserve_bytes, Fd* file) {
     Free(slot);
     return error;
   }
-  if (bytes > 0 &&
-      ::fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)) != 0) {
+  if (bytes > 0 && ::fallocate(fd.get(), FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)) != 0) {
     const Error error = ErrnoError(errno, "reserve slot", name);
     Free(slot);
     return error;
@@ -162,7 +165,9 @@ Result<Fd> SlotTier::OpenFile(SlotId slot, int flags) const {
   return fd;
 }
 
-std::string SlotTier::PathOf(SlotId slot) const { return directory_ + "/" + FileName(slot); }
+std::string SlotTier::PathOf(SlotId slot) const {
+  return directory_ + "/" + FileName(slot);
+}
 
 void SlotTier::SetReserved(SlotId slot, uint64_t bytes) {
   bytes = RoundUp(bytes);

@@ -26,48 +26,49 @@ using SlotId = uint32_t;  // 0: none
 
 enum class SlotState : uint32_t {
   kFree = 0,
-  kMaking = 1,     // being filled by us; worthless after a crash
-  kPending = 2,    // an application is writing a block into it
-  kBlock = 3,      // a published block
-  kFile = 4,       // the content of an ordinary file
-  kDiskFile = 5,   // no bytes here: only the open state of a file that lives on the data disk
+  kMaking = 1,    // being filled by us; worthless after a crash
+  kPending = 2,   // an application is writing a block into it
+  kBlock = 3,     // a published block
+  kFile = 4,      // the content of an ordinary file
+  kDiskFile = 5,  // no bytes here: only the open state of a file that lives on the data disk
 };
 
 // Flags of a record.
-inline constexpr uint32_t kSlotDirty = 1;      // not (or not in this version) on NVMe
-inline constexpr uint32_t kSlotFsynced = 2;    // pending: fsync was asked for
-inline constexpr uint32_t kSlotDoomed = 4;     // pending: never publish (writer died, too long)
-inline constexpr uint32_t kSlotFlushed = 8;    // pending: a close() has been seen
-inline constexpr uint32_t kSlotWriting = 16;   // file: a writer has it open, content is not published
+inline constexpr uint32_t kSlotDirty = 1;    // not (or not in this version) on NVMe
+inline constexpr uint32_t kSlotFsynced = 2;  // pending: fsync was asked for
+inline constexpr uint32_t kSlotDoomed = 4;   // pending: never publish (writer died, too long)
+inline constexpr uint32_t kSlotFlushed = 8;  // pending: a close() has been seen
+inline constexpr uint32_t kSlotWriting =
+    16;  // file: a writer has it open, content is not published
 
 // One slot's state, in memory that outlives the daemon. `state` is written last when a slot is
 // taken into use and first when it is given up.
 struct SlotRecord {
   std::atomic<SlotState> state;
-  uint32_t generation;       // counts the reuse of this slot
+  uint32_t generation;  // counts the reuse of this slot
   uint32_t flags;
   uint32_t namespace_id;
-  uint64_t ino;              // the inode the kernel knows it by
-  uint64_t length;           // bytes, once published
-  uint64_t reserved_bytes;   // what it counts for in the tier
-  uint64_t version;          // files
+  uint64_t ino;             // the inode the kernel knows it by
+  uint64_t length;          // bytes, once published
+  uint64_t reserved_bytes;  // what it counts for in the tier
+  uint64_t version;         // files
   int64_t mtime_nanos;
-  BlockKey key;              // blocks and pending
-  BlockKey parent;           // blocks and pending
+  BlockKey key;     // blocks and pending
+  BlockKey parent;  // blocks and pending
   uint32_t ordinal;
-  uint32_t backing_id;       // the kernel's id while passthrough is set up, 0: none
-  uint32_t readers;          // open files that count as readers
-  uint32_t writers;          // open files that may write
-  SegmentPlace place;        // on NVMe too, if valid
-  uint32_t crc32c;           // of the whole, once known (0: not)
-  uint32_t mode;             // how it is open (owner's meaning)
-  uint64_t aux;              // owner's meaning
+  uint32_t backing_id;  // the kernel's id while passthrough is set up, 0: none
+  uint32_t readers;     // open files that count as readers
+  uint32_t writers;     // open files that may write
+  SegmentPlace place;   // on NVMe too, if valid
+  uint32_t crc32c;      // of the whole, once known (0: not)
+  uint32_t mode;        // how it is open (owner's meaning)
+  uint64_t aux;         // owner's meaning
   uint8_t unused[88];
 };
 static_assert(sizeof(SlotRecord) == 256);
 
 struct SlotTierOptions {
-  std::string directory;       // the tmpfs is mounted here by the caller; any tmpfs dir in tests
+  std::string directory;  // the tmpfs is mounted here by the caller; any tmpfs dir in tests
   uint64_t capacity_bytes = 0;
   uint32_t slot_count_max = 0;  // 0: from capacity
 };

@@ -40,7 +40,10 @@ class LeafQueue {
   template <typename Wanted>
   void Keep(Wanted&& wanted) {
     std::erase_if(heap_, [&](const Entry& entry) { return !wanted(entry); });
-    std::make_heap(heap_.begin(), heap_.end(), std::greater<>());
+    // One that was left behind by an earlier run of the same number may look like the real one.
+    std::sort(heap_.begin(), heap_.end());
+    heap_.erase(std::unique(heap_.begin(), heap_.end()), heap_.end());
+    // Sorted is a heap, too.
   }
 
   uint64_t bytes() const { return heap_.capacity() * sizeof(Entry); }

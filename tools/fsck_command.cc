@@ -1,15 +1,15 @@
 // `kvcfs fsck`: reads everything below a data directory, verifies it, names what is damaged.
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <filesystem>
 #include <map>
 #include <set>
 #include <string>
 #include <tuple>
 #include <vector>
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include "base/fd.h"
 #include "base/size.h"
@@ -28,10 +28,10 @@ namespace {
 constexpr char kVerb[] = "fsck";
 
 struct Finding {
-  std::string what;     // "segment", "block", "namespace", "meta"
-  std::string place;    // file and offset, or a name
+  std::string what;   // "segment", "block", "namespace", "meta"
+  std::string place;  // file and offset, or a name
   std::string text;
-  std::string key;      // of a block, if known
+  std::string key;  // of a block, if known
 };
 
 using PlaceKey = std::tuple<uint32_t, uint32_t, uint64_t>;
@@ -126,11 +126,11 @@ std::string TextOf(const Report& report, const std::string& data) {
     text += fmt::format("damaged {} {}{}{}: {}\n", finding.what, finding.place,
                         finding.key.empty() ? "" : " ", finding.key, finding.text);
   }
-  return text + fmt::format("{}: {} segments, {} entries, {} verified; {} namespaces, {} block "
-                            "records; {} problems\n",
-                            data, report.segments, report.entries,
-                            FormatSizeShort(report.data_bytes), report.namespaces, report.records,
-                            report.findings.size());
+  return text + fmt::format(
+                    "{}: {} segments, {} entries, {} verified; {} namespaces, {} block "
+                    "records; {} problems\n",
+                    data, report.segments, report.entries, FormatSizeShort(report.data_bytes),
+                    report.namespaces, report.records, report.findings.size());
 }
 
 Json JsonOf(const Report& report) {
@@ -169,8 +169,8 @@ int RunFsck(const FsckOptions& options) {
   CheckSegments(paths, report, good);
   if (std::filesystem::exists(paths.meta)) {
     meta::MetaOpenReport opened;
-    auto store = meta::MetaStore::Open({.directory = paths.meta, .read_only = !options.repair},
-                                       &opened);
+    auto store =
+        meta::MetaStore::Open({.directory = paths.meta, .read_only = !options.repair}, &opened);
     if (!store.ok()) {
       report.findings.push_back({"meta", paths.meta, store.error().text, ""});
     } else {

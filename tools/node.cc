@@ -179,8 +179,7 @@ struct NewerEntries {
 };
 
 Result<std::unique_ptr<SegmentStore>> OpenSegments(const iouring::SegmentStoreOptions& options,
-                                                   uint64_t scan_after,
-                                                   NewerEntries* newer) {
+                                                   uint64_t scan_after, NewerEntries* newer) {
   const auto collect = [&](const EntryMeta& meta, const SegmentPlace& place) {
     if (IsFileEntry(meta.kind)) {
       newer->files.emplace_back(meta, place);

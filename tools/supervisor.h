@@ -1,9 +1,8 @@
 // The foreground process of `kvcfs mount`: holds the mount, keeps a daemon running in it.
 //
-// It owns the lock of the data directory, the tmpfs of the DRAM tier and the descriptor of /dev/fuse,
-// does nothing else and therefore does not crash; when the daemon dies it starts another, which takes
-// over the connection: calls wait, open files go on.
-// Threads: one.
+// It owns the lock of the data directory, the tmpfs of the DRAM tier and the descriptor of
+// /dev/fuse, does nothing else and therefore does not crash; when the daemon dies it starts
+// another, which takes over the connection: calls wait, open files go on. Threads: one.
 #pragma once
 
 #include "tools/mount_options.h"

@@ -1,7 +1,7 @@
-#include "base/crash_point.h"
-
-#include <signal.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+
+#include "base/crash_point.h"
 
 namespace kvcfs {
 namespace {

@@ -120,15 +120,14 @@ class BlockStoreTest : public testing::Test {
     spaces_ = std::make_unique<NamespaceTable>(*meta_, clock_);
     ASSERT_TRUE(spaces_->Load().ok());
     options_.lease_bytes_max = lease_bytes_max_;
-    blocks_ = std::make_unique<BlockStore>(
-        options_, BlockStoreParts{.namespaces = spaces_.get(),
-                                  .meta = meta_.get(),
-                                  .slots = slots_.get(),
-                                  .resident = resident_.get(),
-                                  .segments = segments_.get(),
-                                  .backing = &backing_,
-                                  .notifier = &notifier_,
-                                  .clock = &clock_});
+    blocks_ = std::make_unique<BlockStore>(options_, BlockStoreParts{.namespaces = spaces_.get(),
+                                                                     .meta = meta_.get(),
+                                                                     .slots = slots_.get(),
+                                                                     .resident = resident_.get(),
+                                                                     .segments = segments_.get(),
+                                                                     .backing = &backing_,
+                                                                     .notifier = &notifier_,
+                                                                     .clock = &clock_});
     ASSERT_TRUE(blocks_->Recover(std::move(newer)).ok());
     owner_.blocks = blocks_.get();
     if (segments_ != nullptr) segments_->Start(&owner_);
@@ -177,8 +176,8 @@ class BlockStoreTest : public testing::Test {
   FsResult<Ino> Begin(const BlockKey& parent, const BlockKey& key, const std::string& bytes) {
     const auto made = blocks_->Create({}, space_, Parent(parent), key, O_WRONLY);
     if (!made) return Fail(made.error().value);
-    const auto file = slots_->OpenFile(static_cast<iouring::SlotId>(made->ino & 0xffffffff),
-                                       O_WRONLY);
+    const auto file =
+        slots_->OpenFile(static_cast<iouring::SlotId>(made->ino & 0xffffffff), O_WRONLY);
     EXPECT_TRUE(file.ok());
     EXPECT_EQ(::pwrite(file->get(), bytes.data(), bytes.size(), 0),
               static_cast<ssize_t>(bytes.size()));

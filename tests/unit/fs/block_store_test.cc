@@ -76,8 +76,7 @@ TEST_F(BlockStoreTest, AMappedSlotIsNotSealed) {
   const BlockKey key = ChainKey({}, 1);
   const auto ino = Begin({}, key, BytesOf(key, 8192));
   ASSERT_TRUE(ino);
-  const auto file =
-      slots_->OpenFile(static_cast<iouring::SlotId>(*ino & 0xffffffff), O_RDWR);
+  const auto file = slots_->OpenFile(static_cast<iouring::SlotId>(*ino & 0xffffffff), O_RDWR);
   ASSERT_TRUE(file.ok());
   void* mapped = ::mmap(nullptr, 8192, PROT_WRITE, MAP_SHARED, file->get(), 0);
   ASSERT_NE(mapped, MAP_FAILED);
@@ -87,7 +86,8 @@ TEST_F(BlockStoreTest, AMappedSlotIsNotSealed) {
   static_cast<char*>(mapped)[0] = 'Z';
   ::munmap(mapped, 8192);
   const_cast<Fd&>(*file).Reset();
-  for (int i = 0; i < 500 && !Has(key); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  for (int i = 0; i < 500 && !Has(key); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   ASSERT_TRUE(Has(key));
   EXPECT_EQ(Read(key)->front(), 'Z');
 }

@@ -36,7 +36,7 @@ class FakeBacking final : public BackingOpener {
   bool enabled() const override { return on; }
   Result<uint32_t> OpenBacking(int fd) override {
     const std::string path = "/proc/self/fd/" + std::to_string(fd);
-    Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    Fd file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
     if (!file.valid()) return ErrnoError(errno, "open", path);
     files.emplace(++last_, std::move(file));
     return last_;

@@ -61,6 +61,7 @@ TEST_F(RecoveryTest, ARestartFillsTheSameSegmentOn) {
 }
 
 TEST_F(RecoveryTest, ATornTailIsDroppedAndTheRestStays) {
+  Quiet();
   Open();
   const Outcome one = Append(BlockMeta(1, 50'000), true);
   const Outcome two = Append(BlockMeta(2, 50'000));
@@ -81,6 +82,7 @@ TEST_F(RecoveryTest, ATornTailIsDroppedAndTheRestStays) {
 }
 
 TEST_F(RecoveryTest, ATornEntryThatTheMetadataKnowsIsDroppedToo) {
+  Quiet();
   Open();
   const Outcome one = Append(BlockMeta(1, 50'000), true);
   const Outcome two = Append(BlockMeta(2, 50'000));

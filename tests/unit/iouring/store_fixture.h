@@ -241,6 +241,7 @@ class StoreTest : public testing::Test {
   }
   void Close() { store_.reset(); }
   void Crash() {
+    Quiet();
     disk_->DieAt(0);
     Close();
     disk_->Crash();
