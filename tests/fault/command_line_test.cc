@@ -19,7 +19,8 @@ class CommandLine : public testing::Test {
     ASSERT_OK(::mkdir(mnt_.c_str(), 0755));
   }
   CommandResult Mount(std::vector<std::string> more) {
-    std::vector<std::string> words{KVC_COMMAND, "mount", mnt_, "--data", data_};
+    // What should be refused and is not would serve for ever.
+    std::vector<std::string> words{"timeout", "20", KVC_COMMAND, "mount", mnt_, "--data", data_};
     words.insert(words.end(), more.begin(), more.end());
     return RunCommand(words);
   }
@@ -40,7 +41,7 @@ TEST_F(CommandLine, WrongWordsExitTwo) {
       {{"lookup", mnt_, "short"}, "short"},
       {{"stat"}, ""},
       {{"drop"}, ""},
-      {{"fsck", "--repair", "--no-such-flag"}, "--no-such-flag"},
+      {{"fsck", "--data", data_, "--no-such-flag"}, "--no-such-flag"},
       {{"replay"}, ""},
       {{"trace", "synth", "--requests", "many"}, "many"},
       {{"unmount"}, ""},
@@ -58,7 +59,7 @@ TEST_F(CommandLine, WrongWordsExitTwo) {
 
 TEST_F(CommandLine, WrongSizesExitTwo) {
   for (const std::string size :
-       {"0", "-1", "many", "8Gib", "1.5G", "", "8 GiB", "99999999999G", "1M"}) {
+       {"0", "-1", "many", "8Gib", "nan", "", "8 GiB", "99999999999G", "1M"}) {
     const CommandResult result = Mount({"--dram", size, "--nvme", "1G"});
     EXPECT_EQ(result.status, 2) << "--dram '" << size << "': " << result.err;
     EXPECT_NE(result.err.find("dram"), std::string::npos) << result.err;

@@ -137,11 +137,13 @@ TEST_F(Lifecycle, DaemonReturnsWhenItAnswers) {
   EXPECT_EQ(RunCommand({KVC_COMMAND, "unmount", mount_->mount_point()}).status, 0);
   EXPECT_FALSE(mount_->Answers());
   // What cannot be mounted is said by the one who asked.
+  const std::string no_directory = mount_->mount_point() + "/a-file";
+  ASSERT_EQ(WriteFile(no_directory, ""), 0);
   const CommandResult failed =
-      RunCommand({KVC_COMMAND, "mount", mount_->mount_point() + "/no-such-directory", "--data",
-                  mount_->data_directory(), "--dram", "64M", "--nvme", "1G", "--daemon"});
+      RunCommand({KVC_COMMAND, "mount", no_directory, "--data", mount_->data_directory(), "--dram",
+                  "64M", "--nvme", "1G", "--daemon"});
   EXPECT_NE(failed.status, 0);
-  EXPECT_NE(failed.err.find("no-such-directory"), std::string::npos) << failed.err;
+  EXPECT_NE(failed.err.find("a-file"), std::string::npos) << failed.err;
 }
 
 // Mounting many times over keeps everything, and leaves nothing behind.

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
@@ -83,6 +84,16 @@ std::optional<std::string> ReadWhole(const std::string& path) {
   const Fd fd = Open(path, O_RDONLY);
   if (!fd.valid()) return std::nullopt;
   return ReadRest(fd.get());
+}
+
+std::optional<std::string> ReadMap(const void* map, size_t bytes) {
+  std::string copy(bytes, '\0');
+  const struct iovec to { .iov_base = copy.data(), .iov_len = bytes };
+  const struct iovec from { .iov_base = const_cast<void*>(map), .iov_len = bytes };
+  if (::process_vm_readv(::getpid(), &to, 1, &from, 1, 0) != static_cast<ssize_t>(bytes)) {
+    return std::nullopt;
+  }
+  return copy;
 }
 
 int WriteAll(int fd, std::string_view bytes, size_t piece) {

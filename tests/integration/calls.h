@@ -54,6 +54,8 @@ int OpenErrno(const std::string& path, int flags, mode_t mode = 0644);
 // Nothing when a read fails (errno says why).
 std::optional<std::string> ReadRest(int fd, size_t piece = 1 << 20);
 std::optional<std::string> ReadWhole(const std::string& path);
+// The bytes of a mapping; nothing where they cannot be read, instead of SIGBUS.
+std::optional<std::string> ReadMap(const void* map, size_t bytes);
 // Every byte in one write() each of at most `piece`; the errno of the first that fails or is short
 // (a short write counts as EIO).
 int WriteAll(int fd, std::string_view bytes, size_t piece = 64u << 20);

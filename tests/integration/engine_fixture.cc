@@ -45,6 +45,7 @@ void EngineTest::SetUp() {
 void EngineTest::TearDown() {
   if (mount_ == nullptr) return;
   EXPECT_TRUE(mount_->running()) << "the daemon ended during this test";
+  EXPECT_TRUE(mount_->NeverCrashed()) << "the daemon crashed by itself, in this test or before";
   const CommandResult rm = RunCommand({"rm", "-r", directory_});
   EXPECT_EQ(rm.status, 0) << rm.err.substr(0, 500);
   if (HasFailure()) {

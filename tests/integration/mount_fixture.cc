@@ -88,6 +88,7 @@ TestMount::TestMount(MountOptions options)
 }
 
 TestMount::~TestMount() {
+  EXPECT_TRUE(NeverCrashed()) << "the daemon crashed by itself";
   if (testing::Test::HasFailure() && !Log().empty()) {
     fmt::print("--- log of the daemon, its end ---\n{}\n---\n", LogTail());
     (void)std::fflush(stdout);
@@ -173,10 +174,16 @@ void TestMount::Kill() {
   pid_ = -1;
 }
 
+std::vector<pid_t> TestMount::Workers() const {
+  auto pids = WithDescendants(pid_);
+  pids.erase(pids.begin());
+  return pids;
+}
+
 bool TestMount::KillWorkers() {
-  const auto pids = WithDescendants(pid_);
-  for (size_t i = 1; i < pids.size(); ++i) ::kill(pids[i], SIGKILL);
-  return pids.size() > 1;
+  const auto pids = Workers();
+  for (const pid_t pid : pids) ::kill(pid, SIGKILL);
+  return !pids.empty();
 }
 
 int TestMount::Stop() {
@@ -196,6 +203,16 @@ int TestMount::Stop() {
 void TestMount::DetachMounts() const {
   DetachBelow(directory_.path());
   if (data_directory_.rfind(directory_.path(), 0) != 0) DetachBelow(data_directory_);
+}
+
+bool TestMount::NeverCrashed() const {
+  const std::string log = Log();
+  for (const int signal : {SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL}) {
+    if (log.find(fmt::format(" signal={} ", signal)) != std::string::npos) return false;
+  }
+  return log.find("AddressSanitizer") == std::string::npos &&
+         log.find("ThreadSanitizer") == std::string::npos &&
+         log.find("runtime error:") == std::string::npos;
 }
 
 std::string TestMount::Log() const {
@@ -308,6 +325,7 @@ void MountTest::SetUp() {
 void MountTest::TearDown() {
   if (mount_ == nullptr) return;
   EXPECT_TRUE(mount_->running()) << "the daemon ended during this test";
+  EXPECT_TRUE(mount_->NeverCrashed()) << "the daemon crashed by itself, in this test or before";
   RunCommand({KVC_COMMAND, "drop", ns_.path()});  // room for the next; `drop` has tests of its own
   if (HasFailure()) {
     fmt::print("--- log of the daemon, its end ---\n{}\n---\n", mount_->LogTail());

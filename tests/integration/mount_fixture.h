@@ -44,6 +44,8 @@ class TestMount {
   int Stop();
   // SIGKILL to the supervisor and everything below it, at once. The mount point stays dead.
   void Kill();
+  // What the supervisor started: the worker.
+  std::vector<pid_t> Workers() const;
   // SIGKILL to what the supervisor started; false if that is nothing.
   bool KillWorkers();
   // The mount answers (waits at most a minute for it).
@@ -57,6 +59,9 @@ class TestMount {
   MountOptions& options() { return options_; }
   std::string LogTail(size_t bytes = 6000) const;
   std::string Log() const;
+  // No worker of this mount ever ended by a fault of its own (a supervisor hides that from
+  // callers).
+  bool NeverCrashed() const;
 
   // The text of one of the files of MNT/.kvcfs.
   std::string Virtual(const std::string& name) const;
