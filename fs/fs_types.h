@@ -4,13 +4,13 @@
 // open(2) and friends), so fs speaks errno and only fs does; below it there is Code.
 #pragma once
 
-#include <sys/stat.h>
-#include <sys/types.h>
-
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <string>
+
+#include <sys/stat.h>
+#include <sys/types.h>
 #include <tl/expected.hpp>
 
 #include "base/result.h"
@@ -22,12 +22,14 @@ using Ino = uint64_t;
 // Bits 63-62 of an inode number say what it is; the rest is its own business.
 inline constexpr int kInoKindShift = 62;
 enum class InoKind : uint64_t {
-  kFixed = 0,   // root, .kvcfs, namespaces and their fixed entries, blocks being written
-  kBlock = 1,   // 62 bits of the block's hash
-  kChain = 2,   // the same, as a directory
-  kFile = 3,    // ordinary: allocator id 16 bits, counter 46, never reused
+  kFixed = 0,  // root, .kvcfs, namespaces and their fixed entries, blocks being written
+  kBlock = 1,  // 62 bits of the block's hash
+  kChain = 2,  // the same, as a directory
+  kFile = 3,   // ordinary: allocator id 16 bits, counter 46, never reused
 };
-inline InoKind KindOf(Ino ino) { return static_cast<InoKind>(ino >> kInoKindShift); }
+inline InoKind KindOf(Ino ino) {
+  return static_cast<InoKind>(ino >> kInoKindShift);
+}
 
 struct Errno {
   int value = 0;
@@ -37,7 +39,9 @@ template <typename T>
 using FsResult = tl::expected<T, Errno>;
 using FsStatus = FsResult<void>;
 
-inline tl::unexpected<Errno> Fail(int number) { return tl::unexpected<Errno>(Errno{number}); }
+inline tl::unexpected<Errno> Fail(int number) {
+  return tl::unexpected<Errno>(Errno{number});
+}
 
 // The one table from Code to errno.
 int ErrnoOf(Code code);
@@ -46,8 +50,8 @@ struct Caller {
   uid_t uid = 0;
   gid_t gid = 0;
   pid_t pid = 0;
-  uint64_t unique = 0;   // the request's number; resent requests carry the same one
-  bool resent = false;   // the kernel sends it again after our restart: it may have happened
+  uint64_t unique = 0;  // the request's number; resent requests carry the same one
+  bool resent = false;  // the kernel sends it again after our restart: it may have happened
 };
 
 struct EntryReply {
@@ -69,10 +73,10 @@ enum class OpenMode : uint8_t { kPassthrough, kCached, kDirect };
 struct OpenReply {
   uint64_t handle = 0;
   OpenMode mode = OpenMode::kCached;
-  uint32_t backing_id = 0;   // kPassthrough, and kDirect beside it (mappings then go past us)
-  bool keep_cache = false;   // kCached: pages of earlier opens are still right
+  uint32_t backing_id = 0;  // kPassthrough, and kDirect beside it (mappings then go past us)
+  bool keep_cache = false;  // kCached: pages of earlier opens are still right
   bool parallel_direct_writes = false;
-  bool no_flush = false;     // close() need not ask us
+  bool no_flush = false;  // close() need not ask us
 };
 
 // A directory entry goes to the sink; false means the buffer is full and it was not taken.

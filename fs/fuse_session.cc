@@ -5,6 +5,10 @@
 #else
 #define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 17)
 #endif
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
@@ -14,10 +18,6 @@
 #include <sys/uio.h>
 #include <sys/xattr.h>
 #include <unistd.h>
-
-#include <algorithm>
-#include <cstring>
-#include <vector>
 
 #include "base/log.h"
 #include "fs/fuse_metrics.h"
@@ -39,8 +39,8 @@ struct fuse_backing_map {
 namespace kvcfs::fs {
 namespace {
 
-constexpr int kNotifyResend = 7;    // FUSE_NOTIFY_RESEND, 6.9
-constexpr int kNotifyIncEpoch = 8;  // FUSE_NOTIFY_INC_EPOCH, 6.16
+constexpr int kNotifyResend = 7;                       // FUSE_NOTIFY_RESEND, 6.9
+constexpr int kNotifyIncEpoch = 8;                     // FUSE_NOTIFY_INC_EPOCH, 6.16
 constexpr uint64_t kUniqueResent = uint64_t{1} << 63;  // FUSE_UNIQUE_RESEND
 constexpr size_t kWriteMax = 1 << 20;
 constexpr size_t kBufferBytes = kWriteMax + (64 << 10);
@@ -243,8 +243,7 @@ struct FuseSession::Door {
     Reply(request, FuseOp::kMakeNode)
         .Entry(Fs(request).MakeNode(CallerOf(request), parent, name, mode, device));
   }
-  static void MakeDirectory(fuse_req_t request, fuse_ino_t parent, const char* name,
-                            mode_t mode) {
+  static void MakeDirectory(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode) {
     Reply(request, FuseOp::kMakeDirectory)
         .Entry(Fs(request).MakeDirectory(CallerOf(request), parent, name, mode));
   }
@@ -263,8 +262,8 @@ struct FuseSession::Door {
     Reply(request, FuseOp::kRemoveDirectory)
         .Status(Fs(request).RemoveDirectory(CallerOf(request), parent, name));
   }
-  static void Rename(fuse_req_t request, fuse_ino_t parent, const char* name,
-                     fuse_ino_t new_parent, const char* new_name, unsigned flags) {
+  static void Rename(fuse_req_t request, fuse_ino_t parent, const char* name, fuse_ino_t new_parent,
+                     const char* new_name, unsigned flags) {
     Reply(request, FuseOp::kRename)
         .Status(Fs(request).Rename(CallerOf(request), parent, name, new_parent, new_name, flags));
   }
@@ -294,13 +293,13 @@ struct FuseSession::Door {
   static void Read(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset,
                    fuse_file_info* info) {
     Reply reply(request, FuseOp::kRead);
-    const auto bytes = Fs(request).Read(ino, info->fh, static_cast<uint64_t>(offset), size,
-                                        ReadBuffer(size));
+    const auto bytes =
+        Fs(request).Read(ino, info->fh, static_cast<uint64_t>(offset), size, ReadBuffer(size));
     if (!bytes) return reply.Error(bytes.error().value);
     reply.Bytes(*bytes);
   }
-  static void Write(fuse_req_t request, fuse_ino_t ino, const char* data, size_t size,
-                    off_t offset, fuse_file_info* info) {
+  static void Write(fuse_req_t request, fuse_ino_t ino, const char* data, size_t size, off_t offset,
+                    fuse_file_info* info) {
     Reply(request, FuseOp::kWrite)
         .Written(Fs(request).Write(ino, info->fh, static_cast<uint64_t>(offset),
                                    std::as_bytes(std::span(data, size)), false));
@@ -326,8 +325,8 @@ struct FuseSession::Door {
   static void List(fuse_req_t request, fuse_ino_t ino, size_t size, off_t offset, bool plus) {
     Reply reply(request, plus ? FuseOp::kReadDirectoryPlus : FuseOp::kReadDirectory);
     DirBuffer buffer(request, size, plus);
-    const FsStatus read = Fs(request).ReadDirectory(CallerOf(request), ino,
-                                                    static_cast<uint64_t>(offset), buffer);
+    const FsStatus read =
+        Fs(request).ReadDirectory(CallerOf(request), ino, static_cast<uint64_t>(offset), buffer);
     if (!read) return reply.Error(read.error().value);
     reply.Bytes(buffer.bytes());
   }
@@ -353,8 +352,8 @@ struct FuseSession::Door {
   static void SetXattr(fuse_req_t request, fuse_ino_t ino, const char* name, const char* value,
                        size_t size, int flags) {
     Reply(request, FuseOp::kSetXattr)
-        .Status(Fs(request).SetXattr(CallerOf(request), ino, name, std::string(value, size),
-                                     flags));
+        .Status(
+            Fs(request).SetXattr(CallerOf(request), ino, name, std::string(value, size), flags));
   }
   static void ReplyText(Reply& reply, const std::string& text, size_t size) {
     if (size == 0) {
@@ -386,8 +385,8 @@ struct FuseSession::Door {
   static void Ioctl(fuse_req_t request, fuse_ino_t ino, unsigned command, void*, fuse_file_info*,
                     unsigned, const void* in, size_t in_bytes, size_t out_bytes) {
     Reply reply(request, FuseOp::kIoctl);
-    const auto answer = Fs(request).Ioctl(
-        CallerOf(request), ino, command, {static_cast<const std::byte*>(in), in_bytes}, out_bytes);
+    const auto answer = Fs(request).Ioctl(CallerOf(request), ino, command,
+                                          {static_cast<const std::byte*>(in), in_bytes}, out_bytes);
     if (!answer) return reply.Error(answer.error().value);
     fuse_reply_ioctl(reply.Take(), 0, answer->data(), std::min(out_bytes, answer->size()));
   }
@@ -476,7 +475,8 @@ Result<std::unique_ptr<FuseSession>> FuseSession::Create(const FuseSessionOption
 #ifdef KVCFS_FUSE_CLASSIC_ONLY
   const int taken = own < 0 ? -1 : fuse_session_custom_io(self->door_->session, &io, own);
 #else
-  const int taken = own < 0 ? -1 : fuse_session_custom_io(self->door_->session, &io, sizeof io, own);
+  const int taken =
+      own < 0 ? -1 : fuse_session_custom_io(self->door_->session, &io, sizeof io, own);
 #endif
   if (taken != 0) {
     return Error{Code::kInternal, "libfuse: cannot use the descriptor of /dev/fuse"};
@@ -582,9 +582,8 @@ void FuseSession::RunNotifier() {
     Invalidation next;
     {
       MutexLock lock(notify_mutex_);
-      notify_changed_.wait(lock.native(), [&]() KVC_NO_ANALYSIS {
-        return over_ || !invalidations_.empty();
-      });
+      notify_changed_.wait(lock.native(),
+                           [&]() KVC_NO_ANALYSIS { return over_ || !invalidations_.empty(); });
       if (over_) return;
       next = std::move(invalidations_.front());
       invalidations_.pop_front();

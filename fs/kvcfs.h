@@ -51,8 +51,7 @@ struct kvcfs_match_request {
   uint8_t keys[KVCFS_MATCH_KEYS_MAX][KVCFS_KEY_BYTES];
 };
 
-/* Of the first `count` keys each is cached, and stays so for at least lease_ms. 0 ms: no promise.
- */
+/* Of the first `count` keys each is cached, and stays so for lease_ms. 0 ms: no promise. */
 struct kvcfs_match_reply {
   uint32_t count;
   uint32_t lease_ms;

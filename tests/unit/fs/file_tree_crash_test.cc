@@ -193,9 +193,8 @@ TEST_F(FileTreeCrashTest, RequestsThatAreSentAgainAreDoneOnce) {
   twice([&](const Caller& caller) { return tree_->MakeDirectory(caller, root_, "d", 0755); });
   twice([&](const Caller& caller) { return tree_->Unlink(caller, root_, "f"); });
   twice([&](const Caller& caller) { return tree_->Rename(caller, root_, "g", root_, "h", 0); });
-  twice([&](const Caller& caller) {
-    return tree_->Link(caller, *Find(root_, "h"), root_, "link");
-  });
+  twice(
+      [&](const Caller& caller) { return tree_->Link(caller, *Find(root_, "h"), root_, "link"); });
   twice([&](const Caller& caller) { return tree_->MakeSymlink(caller, root_, "s", "t"); });
   twice([&](const Caller& caller) { return tree_->RemoveDirectory(caller, root_, "d"); });
   EXPECT_EQ(Stat(*Find(root_, "h")).st_nlink, 2u);
@@ -274,7 +273,8 @@ TEST_F(FileTreeCrashTest, DamagedRecordsCountAsAbsent) {
     ASSERT_TRUE(meta.ok());
     for (const Ino damaged : {ino, dir}) {
       std::string key = "i";
-      for (int shift = 56; shift >= 0; shift -= 8) key.push_back(static_cast<char>(damaged >> shift));
+      for (int shift = 56; shift >= 0; shift -= 8)
+        key.push_back(static_cast<char>(damaged >> shift));
       auto record = (*meta)->Get(key);
       ASSERT_TRUE(record.ok() && *record);
       (**record)[20] = static_cast<char>((**record)[20] ^ 4);

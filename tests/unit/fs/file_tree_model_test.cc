@@ -106,34 +106,39 @@ class FileTreeModelTest : public TreeTest {
       case 0:
       case 1:
         Same("mkdir " + path,
-             At(path, [&](Ino p, const std::string& n) {
-               return ErrorOf(tree_->MakeDirectory(Me(), p, n, 0750));
-             }),
+             At(path,
+                [&](Ino p, const std::string& n) {
+                  return ErrorOf(tree_->MakeDirectory(Me(), p, n, 0750));
+                }),
              Result(::mkdir(Real(path).c_str(), 0750)));
         break;
       case 2:
         Same("unlink " + path,
-             At(path, [&](Ino p, const std::string& n) {
-               return ErrorOf(tree_->Unlink(Me(), p, n));
-             }),
+             At(path,
+                [&](Ino p, const std::string& n) { return ErrorOf(tree_->Unlink(Me(), p, n)); }),
              Result(::unlink(Real(path).c_str())));
         break;
       case 3:
         Same("rmdir " + path,
-             At(path, [&](Ino p, const std::string& n) {
-               return ErrorOf(tree_->RemoveDirectory(Me(), p, n));
-             }),
+             At(path,
+                [&](Ino p, const std::string& n) {
+                  return ErrorOf(tree_->RemoveDirectory(Me(), p, n));
+                }),
              Result(::rmdir(Real(path).c_str())));
         break;
       case 4:
         Same("symlink " + path,
-             At(path, [&](Ino p, const std::string& n) {
-               return ErrorOf(tree_->MakeSymlink(Me(), p, n, other));
-             }),
+             At(path,
+                [&](Ino p, const std::string& n) {
+                  return ErrorOf(tree_->MakeSymlink(Me(), p, n, other));
+                }),
              Result(::symlink(other.c_str(), Real(path).c_str())));
         break;
-      case 5: LinkOne(path, other); break;
-      default: RenameOne(path, other);
+      case 5:
+        LinkOne(path, other);
+        break;
+      default:
+        RenameOne(path, other);
     }
   }
 
@@ -143,7 +148,8 @@ class FileTreeModelTest : public TreeTest {
       if (to.error != 0) return to.error;
       return ErrorOf(tree_->Link(Me(), entry.ino, to.parent, to.last));
     });
-    const int real = Result(::linkat(AT_FDCWD, Real(path).c_str(), AT_FDCWD, Real(other).c_str(), 0));
+    const int real =
+        Result(::linkat(AT_FDCWD, Real(path).c_str(), AT_FDCWD, Real(other).c_str(), 0));
     // Of a directory, to a name that exists: which of the two is said is the kernel's choice.
     if (error == EPERM && real == EEXIST) error = EEXIST;
     Same("link " + path + " " + other, error, real);
@@ -183,8 +189,13 @@ class FileTreeModelTest : public TreeTest {
   }
 
   void OpenOne() {
-    static const int kFlags[] = {O_RDONLY, O_RDWR, O_WRONLY, O_RDWR | O_TRUNC, O_RDWR | O_CREAT,
-                                 O_WRONLY | O_CREAT | O_TRUNC, O_WRONLY | O_CREAT | O_EXCL};
+    static const int kFlags[] = {O_RDONLY,
+                                 O_RDWR,
+                                 O_WRONLY,
+                                 O_RDWR | O_TRUNC,
+                                 O_RDWR | O_CREAT,
+                                 O_WRONLY | O_CREAT | O_TRUNC,
+                                 O_WRONLY | O_CREAT | O_EXCL};
     const int flags = kFlags[Below(7)];
     const std::string path = RandomPath();
     Opened opened;
@@ -233,9 +244,10 @@ class FileTreeModelTest : public TreeTest {
       case 2:
         if (writes) {
           const std::string text = Pattern(length, random_());
-          const int error = passthrough ? Result(::pwrite(backing, text.data(), length,
-                                                          static_cast<off_t>(offset)))
-                                        : Write(one.file, offset, text);
+          const int error =
+              passthrough
+                  ? Result(::pwrite(backing, text.data(), length, static_cast<off_t>(offset)))
+                  : Write(one.file, offset, text);
           Same("write", error,
                Result(::pwrite(one.real.get(), text.data(), length, static_cast<off_t>(offset))));
         }
