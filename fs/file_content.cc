@@ -192,11 +192,19 @@ void FileContent::EndChange(FileNode& node, uint64_t size) {
   MarkDirty(node);
 }
 
+RetiredPlace FileContent::ReplaceStable(InodeRecord& record, const StableVersion& now) {
+  const RetiredPlace before{record.stable.place, record.stable.length, 0};
+  if (before.place.valid()) books.RemoveEntry(before.length);
+  if (now.place.valid()) books.AddEntry(now.length);
+  record.stable = now;
+  return before;
+}
+
 void FileContent::PublishEmpty(FileNode& node) {
   InodeRecord& record = node.record;
-  const RetiredPlace before{record.stable.place, record.stable.length, 0};
   record.version = std::max<uint64_t>(record.version, 1);
-  record.stable = {record.version, 0, record.mtime_nanos, {}};
+  const RetiredPlace before =
+      ReplaceStable(record, {record.version, 0, record.mtime_nanos, {}});
   record.home = Home::kEmpty;
   record.blocks = 0;
   record.Set(InodeRecord::kUnpublished, false);
@@ -534,10 +542,8 @@ void FileContent::Discard(FileNode& node) {
   MutexLock lock(node.attr);
   const bool on_disk = WhereIs(node) == Where::kDisk || node.record.home == Home::kDisk;
   DropSlot(node);
-  if (node.record.stable.place.valid()) {
-    queues_.Retire({node.record.stable.place, node.record.stable.length, 0});
-    node.record.stable = {};
-  }
+  const RetiredPlace before = ReplaceStable(node.record, {});
+  if (before.place.valid()) queues_.Retire(before);
   if (on_disk) queues_.Retire({{}, 0, node.ino});
   node.record.home = Home::kEmpty;
 }

@@ -79,6 +79,8 @@ class FileContent {
   void Publish(FileNode& node) KVC_REQUIRES(node.attr);
   // The published version has no bytes.
   void PublishEmpty(FileNode& node) KVC_REQUIRES(node.attr);
+  // What it was; to be retired when the record is written.
+  RetiredPlace ReplaceStable(InodeRecord& record, const StableVersion& now);
   void MarkDirty(FileNode& node) KVC_REQUIRES(node.attr);
   FsStatus Persist(FileNode& node) KVC_REQUIRES(node.attr);
   void QueueCopy(FileNode& node, Millis delay) KVC_REQUIRES(node.attr);

@@ -14,6 +14,8 @@ using iouring::SlotState;
 
 // Enough to choose the coldest among, and soon looked through.
 constexpr size_t kShedCandidates = 4096;
+// A round over a million inodes takes a second.
+constexpr Millis kShedPause{2000};
 
 }  // namespace
 
@@ -30,7 +32,7 @@ void TieredFileTree::WriteBackSoon(iouring::SlotId slot) {
   constexpr uint32_t kChanged = iouring::kSlotDirty | iouring::kSlotWriting;
   if (record.state.load() != SlotState::kFile || (record.flags & kChanged) != iouring::kSlotDirty)
     return;
-  queues_.QueueCopy(record.ino, parts_.clock->Monotonic());
+  queues_.QueueCopySoon(record.ino);
 }
 
 bool TieredFileTree::RemoveEverywhere(const NodeRef& node, Why why) {
@@ -90,7 +92,12 @@ uint64_t TieredFileTree::Shed(uint64_t bytes, std::chrono::seconds younger_than)
     uint64_t bytes = 0;
   };
   MutexLock shedding(shed_mutex_);
-  const int64_t now_ms = parts_.clock->Monotonic().count(), now_nanos = NowNanos();
+  const Millis now = parts_.clock->Monotonic();
+  if (shed_failed_at_ >= Millis(0) && now < shed_failed_at_ + kShedPause &&
+      younger_than >= shed_failed_age_) {
+    return 0;
+  }
+  const int64_t now_ms = now.count(), now_nanos = NowNanos();
   uint64_t shed = 0;
   // Once around at most; each stretch gives its coldest.
   bool wrapped = false;
@@ -134,6 +141,8 @@ uint64_t TieredFileTree::Shed(uint64_t bytes, std::chrono::seconds younger_than)
       break;
     }
   }
+  shed_failed_at_ = shed == 0 ? now : Millis(-1);
+  shed_failed_age_ = younger_than;
   if (shed > 0) write_back_.GiveBackRetired();
   return shed;
 }
@@ -178,7 +187,7 @@ void TieredFileTree::Lost(const iouring::EntryMeta& meta, const iouring::Segment
   InodeRecord& record = (*node)->record;
   if (record.stable.place != place) return;
   const bool newest = record.stable.version == record.version;
-  record.stable = {};
+  (void)content_.ReplaceStable(record, {});
   if (content_.WhereIs(**node) == Where::kSlot) {
     // Its bytes are in DRAM too: write them once more.
     SlotRecord& slot = content_.Slot(**node);
@@ -210,7 +219,7 @@ FileTreeStats TieredFileTree::Stats() {
   stats.directories = static_cast<uint64_t>(std::max<int64_t>(0, directories_.load()));
   stats.evicted_files = evicted_files_.load();
   stats.damaged_files = damaged_files_.load();
-  stats.content_bytes = content_.books.content_bytes();
+  stats.content_bytes = content_.books.nvme_bytes() + content_.books.dirty_bytes();
   stats.dirty_bytes = content_.books.dirty_bytes();
   stats.disk_files = static_cast<uint64_t>(std::max<int64_t>(0, content_.disk_files.load()));
   return stats;

@@ -3,9 +3,11 @@
 // Threads: any; one short lock, the last in every order.
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdint>
 #include <map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -30,6 +32,11 @@ class FileQueues {
     MutexLock lock(mutex_);
     copies_.emplace(due, ino);
     changed_.notify_one();
+  }
+  // At once; asked for again and again while room is wanted.
+  void QueueCopySoon(Ino ino) {
+    MutexLock lock(mutex_);
+    if (soon_.insert(ino).second) changed_.notify_one();
   }
   // The record in memory is newer than the MetaStore's.
   void QueueRecord(Ino ino) {
@@ -67,7 +74,7 @@ class FileQueues {
     const Millis now = clock.Monotonic();
     Millis wait = limit;
     if (!copies_.empty()) wait = std::min(wait, std::max(Millis(0), copies_.begin()->first - now));
-    if (!stopping_ && lost_.empty() && wait > Millis(0)) changed_.wait_for(lock.native(), wait);
+    if (!stopping_ && lost_.empty() && soon_.empty() && wait > Millis(0)) changed_.wait_for(lock.native(), wait);
     return TakeLocked(clock.Monotonic());
   }
 
@@ -77,6 +84,8 @@ class FileQueues {
     work.records.swap(records_);
     work.retired.swap(retired_);
     work.lost.swap(lost_);
+    work.copies.assign(soon_.begin(), soon_.end());
+    soon_.clear();
     while (!copies_.empty() && copies_.begin()->first <= now) {
       work.copies.push_back(copies_.begin()->second);
       copies_.erase(copies_.begin());
@@ -88,6 +97,7 @@ class FileQueues {
   Mutex mutex_;
   std::condition_variable changed_;
   std::multimap<Millis, Ino> copies_ KVC_GUARDED_BY(mutex_);
+  std::unordered_set<Ino> soon_ KVC_GUARDED_BY(mutex_);
   std::vector<Ino> records_ KVC_GUARDED_BY(mutex_);
   std::vector<RetiredPlace> retired_ KVC_GUARDED_BY(mutex_);
   std::vector<Ino> lost_ KVC_GUARDED_BY(mutex_);

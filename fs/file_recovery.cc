@@ -220,6 +220,7 @@ void TieredFileTree::RecoverInode(Ino ino, InodeRecord record, Recovery& recover
   (record.IsDirectory() ? directories_ : files_) += 1;
   if (record.stable.place.valid() && parts_.segments != nullptr) {
     parts_.segments->MarkLive(record.stable.place, record.stable.length);
+    content_.books.AddEntry(record.stable.length);
   }
   if (EncodeInode(record) != before) {
     store_.PutInode(recovery.batch, ino, record);

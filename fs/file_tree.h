@@ -68,7 +68,9 @@ struct FileTreeParts {
 };
 
 struct FileTreeStats {
-  uint64_t files = 0, directories = 0, content_bytes = 0, dirty_bytes = 0;
+  uint64_t files = 0, directories = 0;
+  uint64_t content_bytes = 0;  // in the tiers, each version once
+  uint64_t dirty_bytes = 0;    // not on NVMe
   uint64_t evicted_files = 0, damaged_files = 0, disk_files = 0;
 };
 

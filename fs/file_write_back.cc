@@ -112,6 +112,7 @@ void FileWriteBack::GiveBack(const std::vector<RetiredPlace>& retired) {
 void FileWriteBack::GiveBackRetired() {
   FileQueues::Work work = queues_.Take(Millis::min());
   for (const Ino ino : work.lost) queues_.QueueLost(ino);
+  for (const Ino ino : work.copies) queues_.QueueCopySoon(ino);
   PersistRecords(work.records);
   GiveBack(work.retired);
 }
@@ -186,9 +187,9 @@ void FileWriteBack::Finish(Copy& copy, Result<iouring::SegmentPlace> place, uint
       unwanted =
           node.gone || record.home == Home::kDisk || copy.version.version <= record.stable.version;
       if (!unwanted) {
-        const RetiredPlace before{record.stable.place, record.stable.length, 0};
-        record.stable = copy.version;
-        record.stable.place = *place;
+        StableVersion stable = copy.version;
+        stable.place = *place;
+        const RetiredPlace before = content_.ReplaceStable(record, stable);
         if (node.changes == copy.changes && content_.WhereIs(node) == Where::kSlot) {
           SlotRecord& slot = content_.Slot(node);
           const SlotBooks::Change change(content_.books, slot);
@@ -287,9 +288,9 @@ FsStatus FileWriteBack::PersistDiskFile(const NodeRef& node) {
     MutexLock lock(node->attr);
     if (node->gone || content_.WhereIs(*node) != Where::kDisk) return {};
     content_.RefreshFromDisk(*node);
-    const RetiredPlace before{node->record.stable.place, node->record.stable.length, 0};
+    RetiredPlace before;
     if (node->record.home != Home::kDisk) {
-      node->record.stable = {};
+      before = content_.ReplaceStable(node->record, {});
       node->record.home = Home::kDisk;
       content_.Slot(*node).flags &= ~kChanged;  // an open record: not in the books
     }

@@ -1,4 +1,4 @@
-// How many bytes of ordinary files are in the DRAM tier, and how many of them are dirty.
+// How many bytes of ordinary files the tiers hold.
 //
 // Threads: any; a slot's record is guarded by its node.
 #pragma once
@@ -31,21 +31,26 @@ class SlotBooks {
     const iouring::SlotRecord& slot_;
   };
 
-  uint64_t content_bytes() const { return Bytes(content_bytes_); }
-  uint64_t dirty_bytes() const { return Bytes(dirty_bytes_); }
+  // An entry of the segments that a file refers to.
+  void AddEntry(uint64_t bytes) { nvme_bytes_ += static_cast<int64_t>(bytes); }
+  void RemoveEntry(uint64_t bytes) { nvme_bytes_ -= static_cast<int64_t>(bytes); }
+
+  uint64_t dram_bytes() const { return Bytes(dram_bytes_); }
+  uint64_t dirty_bytes() const { return Bytes(dirty_bytes_); }  // of those
+  uint64_t nvme_bytes() const { return Bytes(nvme_bytes_); }
 
  private:
   void Count(const iouring::SlotRecord& slot, int64_t sign) {
     if (slot.state.load(std::memory_order_relaxed) != iouring::SlotState::kFile) return;
     const int64_t bytes = sign * static_cast<int64_t>(slot.length);
-    content_bytes_ += bytes;
+    dram_bytes_ += bytes;
     if ((slot.flags & iouring::kSlotDirty) != 0) dirty_bytes_ += bytes;
   }
   static uint64_t Bytes(const std::atomic<int64_t>& count) {
     return static_cast<uint64_t>(std::max<int64_t>(0, count.load()));
   }
 
-  std::atomic<int64_t> content_bytes_{0}, dirty_bytes_{0};
+  std::atomic<int64_t> dram_bytes_{0}, dirty_bytes_{0}, nvme_bytes_{0};
 };
 
 }  // namespace kvcfs::fs

@@ -194,6 +194,9 @@ class TieredFileTree final : public FileTree {
   // Where the next Shed goes on.
   Mutex shed_mutex_;
   Ino shed_hand_ KVC_GUARDED_BY(shed_mutex_) = 0;
+  // When a whole round found nothing, and nothing older than what: not again at once.
+  Millis shed_failed_at_ KVC_GUARDED_BY(shed_mutex_){-1};
+  std::chrono::seconds shed_failed_age_ KVC_GUARDED_BY(shed_mutex_){0};
 };
 
 }  // namespace kvcfs::fs
