@@ -414,7 +414,6 @@ void BlockStore::PublishSlot(SlotId slot) {
   record.ordinal = index_.ordinal(*ref);
   record.length = length;
   record.mtime_nanos = parts_.clock->WallNanos();
-  record.flags = dirty ? iouring::kSlotDirty : 0;
   record.readers = record.writers = 0;
   record.aux = 0;
   if (dirty && record.place.valid()) {
@@ -425,7 +424,9 @@ void BlockStore::PublishSlot(SlotId slot) {
   KVC_CRASH_POINT("publish.before_state");
   record.state.store(SlotState::kBlock, std::memory_order_release);
   KVC_CRASH_POINT("publish.after_state");
-  // Not before the state: until then RELEASE, sent again to the next daemon, must find it by this.
+  // Not before the state: until then lookups wait for a flushed writer, and RELEASE, sent again to
+  // the next daemon, must find it by its number.
+  record.flags = dirty ? iouring::kSlotDirty : 0;
   record.ino = ViewOf(*ref).block_ino();
   space_bytes_[record.namespace_id] += length;
   ++resident_blocks_;

@@ -3,7 +3,7 @@
 // Slot table (slot_table.h): one probe answers "where is this key". Runs (run_table.h): up to 64
 // blocks of one chain without a fork, published in order; a fork never splits a run, the child
 // names (run, offset) as parent. Both lie in memory that others may read (remote_layout.h,
-// a prober). One index serves all namespaces: the hash of a block is over its namespace and
+// remote_prober.h). One index serves all namespaces: the hash of a block is over its namespace and
 // its whole key, and the upper 62 bits of it are its inode number's.
 // I/O-free. Threads: one at a time (the caller's lock), but for readers of memory().
 // Memory: at most 64 B a block beyond the keys at 1 million blocks (bench/index_bench).
