@@ -203,8 +203,7 @@ RetiredPlace FileContent::ReplaceStable(InodeRecord& record, const StableVersion
 void FileContent::PublishEmpty(FileNode& node) {
   InodeRecord& record = node.record;
   record.version = std::max<uint64_t>(record.version, 1);
-  const RetiredPlace before =
-      ReplaceStable(record, {record.version, 0, record.mtime_nanos, {}});
+  const RetiredPlace before = ReplaceStable(record, {record.version, 0, record.mtime_nanos, {}});
   record.home = Home::kEmpty;
   record.blocks = 0;
   record.Set(InodeRecord::kUnpublished, false);
