@@ -67,9 +67,8 @@ OpenReply TieredFileTree::CountOpen(const Caller& caller, FileNode& node, int fl
   slot.mode = passthrough ? slot.mode | kModePassthrough : slot.mode & ~kModePassthrough;
   if (!open) {
     // What is only written, from its beginning: its pages would be copied and kept for nobody.
-    const bool direct =
-        !passthrough && (flags & O_ACCMODE) == O_WRONLY &&
-        ((flags & O_TRUNC) != 0 || node.record.Has(InodeRecord::kUnpublished));
+    const bool direct = !passthrough && (flags & O_ACCMODE) == O_WRONLY &&
+                        ((flags & O_TRUNC) != 0 || node.record.Has(InodeRecord::kUnpublished));
     slot.mode = direct ? slot.mode | kModeDirect : slot.mode & ~kModeDirect;
   }
   if (passthrough && writer && in_slot) slot.mode |= kModeMapped;

@@ -74,7 +74,8 @@ class FileQueues {
     const Millis now = clock.Monotonic();
     Millis wait = limit;
     if (!copies_.empty()) wait = std::min(wait, std::max(Millis(0), copies_.begin()->first - now));
-    if (!stopping_ && lost_.empty() && soon_.empty() && wait > Millis(0)) changed_.wait_for(lock.native(), wait);
+    if (!stopping_ && lost_.empty() && soon_.empty() && wait > Millis(0))
+      changed_.wait_for(lock.native(), wait);
     return TakeLocked(clock.Monotonic());
   }
 
