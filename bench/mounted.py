@@ -94,10 +94,12 @@ class Mounted:
         os.setxattr(path, "user.kvc.block_bytes", str(block_bytes).encode())
         return path
 
-    def use_cpus(self, cpus):
+    def use_cpus(self, cpus, real_time):
         """All threads of the daemon on these CPUs; those they start inherit it."""
+        policy, priority = (os.SCHED_FIFO, 5) if real_time else (os.SCHED_OTHER, 0)
         for thread in os.listdir(f"/proc/{self.stats()['pid']}/task"):
             try:
                 os.sched_setaffinity(int(thread), cpus)
+                os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
             except ProcessLookupError:
                 pass

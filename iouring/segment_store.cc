@@ -38,6 +38,7 @@ class SegmentLog final : public SegmentStore {
   }
 
   void Start(EntryOwner* owner) override { reclaimer_.Start(owner); }
+  void Stop() override { reclaimer_.Stop(); }
 
   Status Append(AppendRequest request) override {
     return writer_.Append(std::move(request), Lane::kAppends, /*origin=*/0);

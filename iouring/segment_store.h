@@ -142,6 +142,8 @@ class SegmentStore {
 
   // Starts the reclaim thread; `owner` outlives the store. Tell all live places (MarkLive) before.
   virtual void Start(EntryOwner* owner) = 0;
+  // Ends the reclaim thread: the owner is not asked again and may go. Appends and reads go on.
+  virtual void Stop() = 0;
 
   // Queues one entry. kBusy: too much is queued, wait for WaitForRoom. Entries become durable and
   // are `done` in the order in which they were queued.

@@ -398,6 +398,7 @@ int RunNode(const NodeOptions& options) {
       KVC_LOG(Error, "not everything was written back", "error={}", LogValue(kept->error().text));
     }
   }
+  if (segments != nullptr) segments->Stop();  // it asks blocks and files until here
   files->reset();
   segments.reset();
   KVC_LOG(Info, "stopped", "mount={}", LogValue(options.mountpoint));
