@@ -1,0 +1,47 @@
+// Who is in the cluster: an epoch, and the nodes in the order of their ids. Decided by etcd
+// (CLUSTER.md), the same for everybody who has the same epoch. Plain data.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "rdma/transport.h"
+
+namespace kvcfs::meta {
+
+using rdma::NodeId;
+
+// What a node does, as bits.
+enum Role : uint8_t {
+  kRoleMetadata = 1,  // owns shards
+  kRoleBlocks = 2,    // holds blocks
+  kRoleDraining = 4,  // holds blocks, but shall get rid of them
+};
+
+struct ClusterNode {
+  NodeId id;
+  // Another one after each start and each time it was away: whatever it forgot, it is asked anew.
+  uint64_t incarnation = 0;
+  uint8_t roles = 0;
+  std::string address;
+  friend bool operator==(const ClusterNode&, const ClusterNode&) = default;
+};
+
+struct ClusterView {
+  uint64_t epoch = 0;  // 0: none yet; each change counts one on
+  std::vector<ClusterNode> nodes;
+
+  const ClusterNode* Find(const NodeId& id) const {
+    for (const ClusterNode& node : nodes) {
+      if (node.id == id) return &node;
+    }
+    return nullptr;
+  }
+  bool Has(const NodeId& id, uint64_t incarnation) const {
+    const ClusterNode* node = Find(id);
+    return node != nullptr && node->incarnation == incarnation;
+  }
+};
+
+}  // namespace kvcfs::meta
