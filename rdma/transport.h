@@ -48,9 +48,9 @@ struct NodeId {
 struct PeerIdentity {
   NodeId node;
   std::string name;
-  bool is_node = false;                 // may hold blocks and own shards; else a client
-  bool all_namespaces = true;           // else only:
-  std::vector<std::string> namespaces;  // from the certificate
+  bool is_node = false;                   // may hold blocks and own shards; else a client
+  bool all_namespaces = true;             // else only:
+  std::vector<std::string> namespaces{};  // from the certificate
 
   bool MayUse(std::string_view space) const;
 };
@@ -80,15 +80,15 @@ using Method = uint16_t;
 
 struct Reply {
   Code code = Code::kOk;  // not kOk: `head` is a text for a person
-  Bytes head;
+  Bytes head{};
   uint32_t bulk_bytes = 0;  // how much of the caller's `receive` was filled
 };
 using Completion = std::function<void(Reply)>;
 
 struct CallOptions {
   Millis timeout{1000};
-  std::span<const std::byte> send;  // goes behind the request; stays until completion
-  std::span<std::byte> receive;     // the reply's bulk lands here
+  std::span<const std::byte> send{};  // goes behind the request; stays until completion
+  std::span<std::byte> receive{};     // the reply's bulk lands here
 };
 
 // One request at a server. Answer exactly once, from any thread; destroyed unanswered:
