@@ -1,0 +1,263 @@
+#include "meta/cluster_messages.h"
+
+#include <type_traits>
+#include <utility>
+
+#include "rdma/wire.h"
+
+namespace kvcfs::meta {
+namespace {
+
+// One list of fields a struct, for both ways.
+template <typename T>
+struct FieldsOf;
+
+#define KVC_FIELDS(Type, ...)                     \
+  template <>                                     \
+  struct FieldsOf<Type> {                         \
+    template <typename Self, typename Visit>      \
+    static void Each(Self& self, Visit&& visit) { \
+      (void)self;                                 \
+      (void)visit;                                \
+      KVC_FIELDS_BODY(__VA_ARGS__)                \
+    }                                             \
+  }
+#define KVC_FIELDS_BODY(...) __VA_OPT__(Apply(self, visit, __VA_ARGS__);)
+
+template <typename Self, typename Visit, typename... Members>
+void Apply(Self& self, Visit& visit, Members... members) {
+  (visit(self.*members), ...);
+}
+
+KVC_FIELDS(SpaceId, &SpaceId::high, &SpaceId::low);
+KVC_FIELDS(BlockId, &BlockId::space, &BlockId::key);
+KVC_FIELDS(NodeId, &NodeId::high, &NodeId::low);
+KVC_FIELDS(Place, &Place::node, &Place::generation);
+KVC_FIELDS(BlockFacts, &BlockFacts::id, &BlockFacts::parent, &BlockFacts::anchor,
+           &BlockFacts::parent_anchor, &BlockFacts::ordinal, &BlockFacts::length,
+           &BlockFacts::crc32c, &BlockFacts::mtime_s, &BlockFacts::replicas);
+KVC_FIELDS(FoundBlock, &FoundBlock::key, &FoundBlock::length, &FoundBlock::crc32c,
+           &FoundBlock::mtime_s, &FoundBlock::places);
+KVC_FIELDS(MatchGroup, &MatchGroup::first, &MatchGroup::keys);
+KVC_FIELDS(MatchRequest, &MatchRequest::space, &MatchRequest::lease, &MatchRequest::groups);
+KVC_FIELDS(GroupAnswer, &GroupAnswer::code, &GroupAnswer::lease_ms, &GroupAnswer::blocks);
+KVC_FIELDS(MatchReply, &MatchReply::groups);
+KVC_FIELDS(ResolveRequest, &ResolveRequest::id);
+KVC_FIELDS(ResolveReply, &ResolveReply::ordinal, &ResolveReply::anchor);
+KVC_FIELDS(LocateRequest, &LocateRequest::id, &LocateRequest::anchor, &LocateRequest::lease);
+KVC_FIELDS(LocateReply, &LocateReply::facts, &LocateReply::lease_ms, &LocateReply::block);
+KVC_FIELDS(ChainRequest, &ChainRequest::id, &ChainRequest::anchor);
+KVC_FIELDS(ChainReply, &ChainReply::first, &ChainReply::parent, &ChainReply::parent_anchor,
+           &ChainReply::blocks);
+KVC_FIELDS(LeavesRequest, &LeavesRequest::space, &LeavesRequest::shard, &LeavesRequest::after,
+           &LeavesRequest::limit);
+KVC_FIELDS(LeavesReply, &LeavesReply::keys, &LeavesReply::done);
+KVC_FIELDS(ReserveRequest, &ReserveRequest::parent, &ReserveRequest::parent_anchor,
+           &ReserveRequest::child);
+KVC_FIELDS(CommitRequest, &CommitRequest::facts, &CommitRequest::places);
+KVC_FIELDS(CommitReply, &CommitReply::kept, &CommitReply::copies);
+KVC_FIELDS(DropRequest, &DropRequest::id, &DropRequest::anchor);
+KVC_FIELDS(MissingRequest, &MissingRequest::id, &MissingRequest::anchor, &MissingRequest::place);
+KVC_FIELDS(ReleaseItem, &ReleaseItem::id, &ReleaseItem::anchor, &ReleaseItem::generation);
+KVC_FIELDS(ReleaseRequest, &ReleaseRequest::holder, &ReleaseRequest::items);
+KVC_FIELDS(ReleaseReply, &ReleaseReply::codes);
+KVC_FIELDS(AttachRequest, &AttachRequest::child, &AttachRequest::parent,
+           &AttachRequest::parent_anchor, &AttachRequest::version);
+KVC_FIELDS(DetachRequest, &DetachRequest::child, &DetachRequest::parent,
+           &DetachRequest::parent_anchor, &DetachRequest::version);
+KVC_FIELDS(DoomRequest, &DoomRequest::id, &DoomRequest::version, &DoomRequest::only_ask);
+KVC_FIELDS(PointRequest, &PointRequest::id, &PointRequest::ordinal, &PointRequest::anchor,
+           &PointRequest::version);
+KVC_FIELDS(UnpointRequest, &UnpointRequest::id, &UnpointRequest::version);
+KVC_FIELDS(GrantRequest, &GrantRequest::id);
+KVC_FIELDS(GrantReply, &GrantReply::block);
+KVC_FIELDS(RevokeRequest, &RevokeRequest::id);
+KVC_FIELDS(MarkRequest, &MarkRequest::id, &MarkRequest::generation, &MarkRequest::version);
+KVC_FIELDS(ForgetRequest, &ForgetRequest::id, &ForgetRequest::generation);
+KVC_FIELDS(HaveRequest, &HaveRequest::id, &HaveRequest::generation);
+KVC_FIELDS(CopyRequest, &CopyRequest::facts, &CopyRequest::from);
+KVC_FIELDS(CopyReply, &CopyReply::generation);
+KVC_FIELDS(ShardSet, &ShardSet::words);
+KVC_FIELDS(InventoryRequest, &InventoryRequest::shards, &InventoryRequest::after,
+           &InventoryRequest::after_generation);
+KVC_FIELDS(InventoryEntry, &InventoryEntry::facts, &InventoryEntry::generation,
+           &InventoryEntry::version);
+KVC_FIELDS(InventoryReply, &InventoryReply::entries, &InventoryReply::done);
+KVC_FIELDS(PutRequest, &PutRequest::facts);
+KVC_FIELDS(PutReply, &PutReply::generation);
+KVC_FIELDS(DiscardRequest, &DiscardRequest::id, &DiscardRequest::generation);
+KVC_FIELDS(ReadRequest, &ReadRequest::id, &ReadRequest::generation);
+KVC_FIELDS(ReadReply, &ReadReply::key, &ReadReply::generation, &ReadReply::length,
+           &ReadReply::crc32c);
+KVC_FIELDS(UsedRequest, &UsedRequest::ids);
+KVC_FIELDS(EmptyReply);
+
+template <typename T>
+inline constexpr bool kIsVector = false;
+template <typename T>
+inline constexpr bool kIsVector<std::vector<T>> = true;
+
+struct Put {
+  rdma::Writer& writer;
+
+  template <typename T>
+  void operator()(const T& value) {
+    if constexpr (std::is_same_v<T, bool> || std::is_enum_v<T>) {
+      writer.U8(static_cast<uint8_t>(value));
+    } else if constexpr (std::is_same_v<T, uint8_t>) {
+      writer.U8(value);
+    } else if constexpr (std::is_same_v<T, uint32_t>) {
+      writer.U32(value);
+    } else if constexpr (std::is_same_v<T, uint64_t>) {
+      writer.U64(value);
+    } else if constexpr (std::is_same_v<T, BlockKey>) {
+      writer.Raw(std::as_bytes(std::span(value.bytes)));
+    } else if constexpr (kIsVector<T>) {
+      writer.U32(static_cast<uint32_t>(value.size()));
+      for (const auto& each : value) (*this)(each);
+    } else if constexpr (std::is_same_v<T, decltype(ShardSet::words)>) {
+      for (uint64_t word : value) writer.U64(word);
+    } else {
+      FieldsOf<T>::Each(value, *this);
+    }
+  }
+};
+
+struct Get {
+  rdma::Reader& reader;
+  bool valid = true;
+
+  template <typename T>
+  void operator()(T& value) {
+    if constexpr (std::is_same_v<T, bool>) {
+      const uint8_t byte = reader.U8();
+      valid = valid && byte <= 1;
+      value = byte == 1;
+    } else if constexpr (std::is_same_v<T, Code>) {
+      const uint8_t byte = reader.U8();
+      valid = valid && byte <= static_cast<uint8_t>(Code::kDenied);
+      value = static_cast<Code>(byte);
+    } else if constexpr (std::is_same_v<T, uint8_t>) {
+      value = reader.U8();
+    } else if constexpr (std::is_same_v<T, uint32_t>) {
+      value = reader.U32();
+    } else if constexpr (std::is_same_v<T, uint64_t>) {
+      value = reader.U64();
+    } else if constexpr (std::is_same_v<T, BlockKey>) {
+      const auto raw = reader.Raw(BlockKey::kBytes);
+      if (raw.size() == BlockKey::kBytes) std::memcpy(value.bytes.data(), raw.data(), raw.size());
+    } else if constexpr (kIsVector<T>) {
+      using Element = typename T::value_type;
+      const uint32_t count = reader.Count(SmallestSize<Element>());
+      value.clear();
+      for (uint32_t i = 0; i < count && reader.ok(); ++i) (*this)(value.emplace_back());
+    } else if constexpr (std::is_same_v<T, decltype(ShardSet::words)>) {
+      for (uint64_t& word : value) word = reader.U64();
+    } else {
+      FieldsOf<T>::Each(value, *this);
+    }
+  }
+
+  // How few bytes one can take: what an empty one is written as.
+  template <typename T>
+  static size_t SmallestSize() {
+    static const size_t size = [] {
+      rdma::Writer writer;
+      Put put{writer};
+      put(T{});
+      return writer.size();
+    }();
+    return size;
+  }
+};
+
+template <size_t... kIndexes>
+bool ReadRequestBody(size_t index, Get& get, RequestBody* body,
+                     std::index_sequence<kIndexes...> /*all*/) {
+  return ((index == kIndexes ? (get(body->emplace<kIndexes>()), true) : false) || ...);
+}
+
+// What answers a request.
+template <typename T>
+struct ReplyOf {
+  using Type = EmptyReply;
+};
+#define KVC_REPLY(RequestType, ReplyType) \
+  template <>                             \
+  struct ReplyOf<RequestType> {           \
+    using Type = ReplyType;               \
+  }
+KVC_REPLY(MatchRequest, MatchReply);
+KVC_REPLY(ResolveRequest, ResolveReply);
+KVC_REPLY(LocateRequest, LocateReply);
+KVC_REPLY(ChainRequest, ChainReply);
+KVC_REPLY(LeavesRequest, LeavesReply);
+KVC_REPLY(CommitRequest, CommitReply);
+KVC_REPLY(ReleaseRequest, ReleaseReply);
+KVC_REPLY(GrantRequest, GrantReply);
+KVC_REPLY(CopyRequest, CopyReply);
+KVC_REPLY(InventoryRequest, InventoryReply);
+KVC_REPLY(PutRequest, PutReply);
+KVC_REPLY(ReadRequest, ReadReply);
+
+template <size_t... kIndexes>
+bool ReadReplyBody(size_t index, Get& get, ReplyBody* body,
+                   std::index_sequence<kIndexes...> /*all*/) {
+  return ((index == kIndexes
+               ? (get(body->emplace<
+                      typename ReplyOf<std::variant_alternative_t<kIndexes, RequestBody>>::Type>()),
+                  true)
+               : false) ||
+          ...);
+}
+
+}  // namespace
+
+rdma::Bytes Encode(const Request& request) {
+  rdma::Writer writer;
+  writer.U64(request.epoch);
+  Put put{writer};
+  std::visit(put, request.body);
+  return writer.Take();
+}
+
+Result<Request> DecodeRequest(rdma::Method method, std::span<const std::byte> bytes) {
+  if (method < kMethodFirst || method >= kMethodFirst + kMethodCount) {
+    return Error{Code::kUnsupported, "no such method"};
+  }
+  rdma::Reader reader(bytes);
+  Request request;
+  request.epoch = reader.U64();
+  Get get{reader};
+  ReadRequestBody(method - kMethodFirst, get, &request.body,
+                  std::make_index_sequence<kMethodCount>());
+  if (!get.valid || !reader.Finished()) return Error{Code::kCorrupt, "a request that is none"};
+  return request;
+}
+
+rdma::Bytes Encode(const Reply& reply) {
+  rdma::Writer writer;
+  writer.U8(static_cast<uint8_t>(reply.code)).U64(reply.epoch);
+  Put put{writer};
+  if (reply.code == Code::kOk) std::visit(put, reply.body);
+  return writer.Take();
+}
+
+Result<Reply> DecodeReply(rdma::Method method, std::span<const std::byte> bytes) {
+  if (method < kMethodFirst || method >= kMethodFirst + kMethodCount) {
+    return Error{Code::kUnsupported, "no such method"};
+  }
+  rdma::Reader reader(bytes);
+  Get get{reader};
+  Reply reply;
+  get(reply.code);
+  reply.epoch = reader.U64();
+  if (reply.code == Code::kOk) {
+    ReadReplyBody(method - kMethodFirst, get, &reply.body,
+                  std::make_index_sequence<kMethodCount>());
+  }
+  if (!get.valid || !reader.Finished()) return Error{Code::kCorrupt, "a reply that is none"};
+  return reply;
+}
+
+}  // namespace kvcfs::meta
