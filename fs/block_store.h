@@ -283,6 +283,7 @@ class BlockStore : public SlotOwner {
   };
   std::deque<Due> due_ KVC_GUARDED_BY(mutex_);
   std::condition_variable_any due_changed_;
+  std::chrono::milliseconds due_looked_at_ KVC_GUARDED_BY(mutex_){0};  // next; 0: it works
   uint64_t appends_in_flight_ KVC_GUARDED_BY(mutex_) = 0;
   std::deque<std::pair<meta::NamespaceId, BlockKey>> prefetch_ KVC_GUARDED_BY(mutex_);
   std::condition_variable_any prefetch_changed_;

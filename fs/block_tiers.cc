@@ -49,8 +49,10 @@ bool ReadAll(int fd, std::span<std::byte> into) {
 
 void BlockStore::QueueWriteBack(SlotId slot, milliseconds delay) {
   if (parts_.segments == nullptr) return;
-  due_.push_back({parts_.clock->Monotonic() + delay, slot, parts_.slots->record(slot).generation});
-  due_changed_.notify_all();
+  const milliseconds at = parts_.clock->Monotonic() + delay;
+  due_.push_back({at, slot, parts_.slots->record(slot).generation});
+  // Else it looks in time by itself: a wake-up a block would cost a writer more than its create.
+  if (at < due_looked_at_) due_changed_.notify_all();
 }
 
 void BlockStore::WriteBackSoon(SlotId slot) {
@@ -208,7 +210,11 @@ void BlockStore::RunWriteBack() {
       }
       break;
     }
-    if (!worked) due_changed_.wait_for(lock.native(), std::max(wait, milliseconds(1)));
+    if (worked) continue;
+    wait = std::max(wait, milliseconds(1));
+    due_looked_at_ = now + wait;
+    due_changed_.wait_for(lock.native(), wait);
+    due_looked_at_ = milliseconds(0);
   }
 }
 

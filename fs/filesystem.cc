@@ -160,8 +160,8 @@ EntryReply Filesystem::ControlEntry(Ino ino) const {
   }
   const int64_t now = parts_.clock->WallNanos();
   SetTimes(reply.attr, now, now, now);
-  reply.entry_timeout_s = options_.entry_timeout_s;
-  reply.attr_timeout_s = ino == kRootIno ? 0 : options_.entry_timeout_s;
+  // Every path leads through the root, and a walk asks for its mode again when that has timed out.
+  reply.entry_timeout_s = reply.attr_timeout_s = options_.entry_timeout_s;
   return reply;
 }
 
@@ -218,7 +218,7 @@ FsResult<AttrReply> Filesystem::GetAttr(const Caller& caller, Ino ino) {
   };
   if (IsPending(ino)) {
     const FsResult<struct stat> attr = parts_.blocks->PendingAttr(ino);
-    if (attr) return AttrReply{.attr = *attr, .timeout_s = 0};
+    if (attr) return AttrReply{.attr = *attr, .timeout_s = options_.entry_timeout_s};
     return Fail(attr.error().value);
   }
   if (IsBlock(ino) || IsChain(ino)) {
@@ -536,6 +536,10 @@ FsResult<OpenReply> Filesystem::Create(const Caller& caller, Ino parent, const s
   entry->attr.st_gid = space->gid;
   const int64_t now = parts_.clock->WallNanos();
   SetTimes(entry->attr, now, now, now);
+  // Only this inode's writers change it, and the kernel sees them. With 0 it would ask for the mode
+  // it has just been told. The name itself must be asked for again: when it is published, it is
+  // another inode.
+  entry->attr_timeout_s = options_.entry_timeout_s;
   return created->open;
 }
 
