@@ -291,13 +291,14 @@ SegmentBook::Need SegmentBook::NeedLocked() const {
   if (FindEmptyLocked() && !room_is_out_) return Need::kErase;
   const uint64_t free = CountFree();
   if (CountErased() < kFreeMin && free >= kFreeMin && IsFilling()) return Need::kMake;
+  // What lies beyond the capacity moves within it, so room for it is wanted as well: one segment
+  // more than is kept free in any case.
+  const bool excess = std::any_of(segments_.begin(), segments_.end(), [](const SegmentInfo& info) {
+    return info.excess && info.state == SegmentState::kSealed && !info.erasing;
+  });
   if (free < FreeWanted()) return room_is_out_ ? Need::kNothing : Need::kRoom;
-  if (free > FreeWanted() && !room_is_out_) {
-    for (const SegmentInfo& info : segments_) {
-      if (info.excess && info.state == SegmentState::kSealed && !info.erasing) return Need::kShrink;
-    }
-  }
-  return Need::kNothing;
+  if (!excess || room_is_out_) return Need::kNothing;
+  return free > FreeWanted() ? Need::kShrink : Need::kRoom;
 }
 
 SegmentBook::Need SegmentBook::WaitForNeed() {

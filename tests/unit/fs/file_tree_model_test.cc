@@ -67,6 +67,15 @@ class FileTreeModelTest : public TreeTest {
     std::string last;
     std::vector<Ino> above;  // parent and its ancestors
   };
+  // Symbolic links are followed by the kernel before it asks us: such a path tells nothing.
+  bool LeadsThroughALink(const std::string& path) {
+    for (size_t end = path.find('/'); end != std::string::npos; end = path.find('/', end + 1)) {
+      struct stat attr {};
+      if (::lstat(Real(path.substr(0, end)).c_str(), &attr) != 0) return false;
+      if (S_ISLNK(attr.st_mode)) return true;
+    }
+    return false;
+  }
   Place Walk(const std::string& path) {
     Place place;
     place.parent = root_;
@@ -102,6 +111,7 @@ class FileTreeModelTest : public TreeTest {
 
   void Names() {
     const std::string path = RandomPath(), other = RandomPath();
+    if (LeadsThroughALink(path) || LeadsThroughALink(other)) return;
     switch (Below(8)) {
       case 0:
       case 1:
@@ -198,6 +208,7 @@ class FileTreeModelTest : public TreeTest {
                                  O_WRONLY | O_CREAT | O_EXCL};
     const int flags = kFlags[Below(7)];
     const std::string path = RandomPath();
+    if (LeadsThroughALink(path)) return;
     Opened opened;
     opened.flags = flags;
     opened.real = Fd(::open(Real(path).c_str(), flags | O_NOFOLLOW, 0640));
