@@ -17,8 +17,8 @@ using meta::BlockRef;
 using meta::BlockState;
 using meta::NamespaceId;
 
-// 5 s: `rm -r <tip>` unlinks the names that went with the first one, then the directory.
-constexpr std::chrono::milliseconds kGhostLife{5000};
+// 30 s: `rm -r <tip>` unlinks the names that went with the first one, then the directory.
+constexpr std::chrono::milliseconds kGhostLife{30'000};
 
 }  // namespace
 
@@ -29,6 +29,10 @@ void BlockStore::RemoveLeaf(BlockRef ref, Counter& why) {
   const Status removed = index_.RemoveLeaf(ref);
   KVC_CHECK(removed.ok());
   leases_.Drop(BlockHash62(ns, key));
+  if (const auto other = other_inos_.find(BlockHash62(ns, key)); other != other_inos_.end()) {
+    other_ino_hashes_.erase(other->second);
+    other_inos_.erase(other);
+  }
   if (const auto found = space_bytes_.find(ns); found != space_bytes_.end()) {
     found->second -= std::min<uint64_t>(found->second, state.length);
   }
@@ -43,9 +47,7 @@ void BlockStore::RemoveLeaf(BlockRef ref, Counter& why) {
     if (record.readers > 0) {
       // Who has it open goes on reading; the slot goes with the last of them.
       record.flags |= iouring::kSlotDoomed;
-      DoomedReaders& doomed = doomed_readers_[record.ino];
-      ++doomed.slots;
-      doomed.backing_id = record.backing_id;
+      doomed_readers_[record.ino] = state.slot;
       parts_.resident->Remove(state.slot);
     } else {
       FreeBlockSlot(state.slot);
@@ -160,7 +162,9 @@ bool BlockStore::IsGhost(NamespaceId ns, const BlockKey& key) {
 std::optional<std::pair<NamespaceId, BlockKey>> BlockStore::GhostOf(Ino chain_ino) {
   MutexLock lock(mutex_);
   const auto found = ghosts_.find(chain_ino & ((Ino{1} << kInoKindShift) - 1));
-  if (found == ghosts_.end()) return std::nullopt;
+  if (found == ghosts_.end() || found->second.until <= parts_.clock->Monotonic()) {
+    return std::nullopt;
+  }
   return std::pair(found->second.ns, found->second.key);
 }
 

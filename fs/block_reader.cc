@@ -35,7 +35,6 @@ SlotId SlotOf(uint64_t handle) {
 FsResult<OpenReply> BlockStore::Open(const Caller& caller, Ino ino, int flags) {
   (void)caller;
   if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0) return Fail(EEXIST);
-  const uint64_t hash = ino & ((Ino{1} << kInoKindShift) - 1);
   BlockMetrics& metrics = BlockMetrics::Get();
   bool fetched = false;
   // A block that was fetched may be evicted before we open it; then fetch again.
@@ -44,7 +43,9 @@ FsResult<OpenReply> BlockStore::Open(const Caller& caller, Ino ino, int flags) {
     BlockKey key;
     {
       MutexLock lock(mutex_);
-      const std::optional<BlockRef> ref = index_.FindHash(hash);
+      const std::optional<BlockRef> ref = RefOf(ino);
+      // Found under a name that leads elsewhere by now: the kernel looks it up again.
+      if (!ref && doomed_readers_.contains(ino)) return Fail(ESTALE);
       if (!ref) break;
       const BlockState state = index_.state(*ref);
       if (state.slot != 0) {
@@ -70,12 +71,7 @@ FsResult<OpenReply> BlockStore::OpenResident(SlotId slot) {
   OpenReply open;
   open.handle = slot;
   open.mode = OpenMode::kDirect;
-  const auto doomed = doomed_readers_.find(record.ino);
-  if (doomed != doomed_readers_.end()) {
-    // An inode has one backing file while it is open, and that is the dropped block's: the new one
-    // is read through us, beside it.
-    open.backing_id = doomed->second.backing_id;
-  } else if (parts_.backing->enabled()) {
+  if (parts_.backing->enabled()) {
     if (record.backing_id == 0) {
       const Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
       const Result<uint32_t> id =
@@ -130,9 +126,7 @@ void BlockStore::Release(Ino ino, uint64_t handle) {
     mappings_.erase(found);
   }
   if ((record.flags & iouring::kSlotDoomed) != 0) {
-    if (const auto found = doomed_readers_.find(ino); found != doomed_readers_.end()) {
-      if (--found->second.slots == 0) doomed_readers_.erase(found);
-    }
+    doomed_readers_.erase(ino);
     FreeBlockSlot(slot);
   }
 }
@@ -294,7 +288,7 @@ FsResult<uint32_t> BlockStore::Crc(Ino ino) {
 
 FsStatus BlockStore::Fsync(Ino ino) {
   MutexLock lock(mutex_);
-  const std::optional<BlockRef> ref = index_.FindHash(ino & ((Ino{1} << kInoKindShift) - 1));
+  const std::optional<BlockRef> ref = RefOf(ino);
   if (!ref) return Fail(ENOENT);
   const SlotId slot = index_.state(*ref).slot;
   const bool dirty = slot != 0 && (parts_.slots->record(slot).flags & iouring::kSlotDirty) != 0;

@@ -191,6 +191,12 @@ Status BlockStore::Recover(std::vector<RecoveredEntry> newer) {
     record.place = {found.state.segment, found.state.offset_4k, found.state.sequence};
     record.flags = found.state.segment == 0 ? iouring::kSlotDirty : 0;
     record.aux = 0;
+    if (options_.resumed && KindOf(record.ino) == InoKind::kBlock &&
+        record.ino != ViewOf(*ref).block_ino()) {
+      // It had another number, and is perhaps open under it.
+      other_inos_[BlockHash62(found.ns, found.key)] = record.ino;
+      other_ino_hashes_[record.ino] = BlockHash62(found.ns, found.key);
+    }
     record.ino = ViewOf(*ref).block_ino();
     if (!options_.resumed) {
       record.readers = 0;
@@ -216,9 +222,14 @@ Status BlockStore::Recover(std::vector<RecoveredEntry> newer) {
     SlotRecord& record = parts_.slots->record(survivor.slot);
     if ((record.flags & iouring::kSlotDoomed) == 0) continue;
     if (options_.resumed && record.readers > 0) {
-      DoomedReaders& doomed = doomed_readers_[record.ino];
-      ++doomed.slots;
-      doomed.backing_id = record.backing_id;
+      doomed_readers_[record.ino] = survivor.slot;
+      const uint64_t hash = BlockHash62(record.namespace_id, record.key);
+      const std::optional<BlockRef> ref = index_.FindHash(hash);
+      if (ref && ViewOf(*ref).block_ino() == record.ino) {
+        GiveOtherIno(hash);
+        const SlotId slot = index_.state(*ref).slot;
+        if (slot != 0) parts_.slots->record(slot).ino = ViewOf(*ref).block_ino();
+      }
     } else {
       worthless.push_back(survivor.slot);
     }

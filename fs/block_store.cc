@@ -18,6 +18,8 @@ using meta::BlockState;
 using meta::NamespaceId;
 using std::chrono::milliseconds;
 
+constexpr uint64_t kHashMask = (Ino{1} << kInoKindShift) - 1;
+
 }  // namespace
 
 const char* TierName(Tier tier) {
@@ -33,6 +35,7 @@ const char* TierName(Tier tier) {
 }
 
 Ino BlockView::block_ino() const {
+  if (other_ino != 0) return other_ino;
   return (static_cast<Ino>(InoKind::kBlock) << kInoKindShift) | BlockHash62(ns, key);
 }
 
@@ -41,7 +44,11 @@ Ino BlockView::chain_ino() const {
 }
 
 BlockStore::BlockStore(const BlockStoreOptions& options, const BlockStoreParts& parts)
-    : options_(options), parts_(parts), leases_(options.lease_bytes_max) {}
+    : options_(options),
+      parts_(parts),
+      nvme_block_bytes_max_(parts.segments != nullptr ? parts.segments->Stats().entry_bytes_max
+                                                      : 0),
+      leases_(options.lease_bytes_max) {}
 
 BlockStore::~BlockStore() {
   Stop();
@@ -91,7 +98,35 @@ BlockView BlockStore::ViewOf(BlockRef ref) {
   const milliseconds now = parts_.clock->Monotonic();
   const milliseconds until = leases_.Until(BlockHash62(view.ns, view.key)) - options_.lease_hold;
   if (until > now) view.lease_ms = static_cast<uint32_t>((until - now).count());
+  if (!other_inos_.empty()) {
+    const auto other = other_inos_.find(BlockHash62(view.ns, view.key));
+    if (other != other_inos_.end()) view.other_ino = other->second;
+  }
   return view;
+}
+
+std::optional<BlockRef> BlockStore::RefOf(Ino ino) {
+  const uint64_t hash = ino & kHashMask;
+  if (KindOf(ino) == InoKind::kBlock && !other_inos_.empty()) {
+    const auto other = other_ino_hashes_.find(ino);
+    if (other != other_ino_hashes_.end()) return index_.FindHash(other->second);
+    if (other_inos_.contains(hash)) return std::nullopt;  // the dropped one's
+  }
+  return index_.FindHash(hash);
+}
+
+void BlockStore::GiveOtherIno(uint64_t hash) {
+  for (uint64_t salt = 1;; ++salt) {
+    const uint64_t other = (hash + salt * 0x9E3779B97F4A7C15) & kHashMask;
+    const Ino ino = (static_cast<Ino>(InoKind::kBlock) << kInoKindShift) | other;
+    if (doomed_readers_.contains(ino) || other_ino_hashes_.contains(ino) ||
+        index_.FindHash(other)) {
+      continue;
+    }
+    other_inos_[hash] = ino;
+    other_ino_hashes_[ino] = hash;
+    return;
+  }
 }
 
 uint32_t BlockStore::Grant(BlockRef ref) {
@@ -170,9 +205,26 @@ BlockView BlockStore::UseOf(BlockRef ref, Use use) {
 
 std::optional<BlockView> BlockStore::FindIno(Ino ino, Use use) {
   MutexLock lock(mutex_);
-  const std::optional<BlockRef> ref = index_.FindHash(ino & ((Ino{1} << kInoKindShift) - 1));
+  const std::optional<BlockRef> ref = RefOf(ino);
   if (!ref) return std::nullopt;
   return UseOf(*ref, use);
+}
+
+std::optional<BlockView> BlockStore::FindDropped(Ino ino) {
+  MutexLock lock(mutex_);
+  const auto found = doomed_readers_.find(ino);
+  if (found == doomed_readers_.end()) return std::nullopt;
+  const iouring::SlotRecord& record = parts_.slots->record(found->second);
+  BlockView view;
+  view.ns = record.namespace_id;
+  view.key = record.key;
+  view.parent = record.parent;
+  view.ordinal = record.ordinal;
+  view.length = record.length;
+  view.tier = Tier::kDram;
+  view.mtime_nanos = view.atime_nanos = record.mtime_nanos;
+  view.other_ino = ino;
+  return view;
 }
 
 std::optional<BlockView> BlockStore::InChain(NamespaceId ns, const BlockKey& tip, uint32_t ordinal,

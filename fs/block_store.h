@@ -52,6 +52,7 @@ struct BlockView {
   int64_t mtime_nanos = 0;
   int64_t atime_nanos = 0;
   bool leaf = false;
+  Ino other_ino = 0;  // where the number that follows from the key is a dropped block's still
   Ino block_ino() const;
   Ino chain_ino() const;
 };
@@ -113,6 +114,7 @@ class BlockStore : public SlotOwner {
   enum class Use { kPeek, kLease };
   std::optional<BlockView> Find(meta::NamespaceId ns, const BlockKey& key, Use use);
   std::optional<BlockView> FindIno(Ino ino, Use use);  // of a block or chain
+  std::optional<BlockView> FindDropped(Ino ino);       // a block that went and is open still
   // The block `ordinal` of the chain that ends in `tip`.
   std::optional<BlockView> InChain(meta::NamespaceId ns, const BlockKey& tip, uint32_t ordinal,
                                    Use use);
@@ -164,7 +166,6 @@ class BlockStore : public SlotOwner {
   uint64_t DropNamespace(meta::NamespaceId ns);
   // A tip or an entry that an unlink in its own chain has just taken along: may still be removed.
   bool IsGhost(meta::NamespaceId ns, const BlockKey& key);
-  void ForgetGhost(meta::NamespaceId ns, const BlockKey& key);
   std::optional<std::pair<meta::NamespaceId, BlockKey>> GhostOf(Ino chain_ino);
 
   // ---- tiers
@@ -184,6 +185,10 @@ class BlockStore : public SlotOwner {
   using SlotId = iouring::SlotId;
 
   BlockView ViewOf(meta::BlockRef ref) KVC_REQUIRES(mutex_);
+  std::optional<meta::BlockRef> RefOf(Ino ino) KVC_REQUIRES(mutex_);
+  // The block was published while one of its key that was dropped is open: it gets another number,
+  // so that the kernel never takes bytes or size of one for the other's.
+  void GiveOtherIno(uint64_t hash) KVC_REQUIRES(mutex_);
   uint32_t Grant(meta::BlockRef ref) KVC_REQUIRES(mutex_);
   bool IsHeld(meta::BlockRef ref) KVC_REQUIRES(mutex_);  // leased, open, or a child is written
   // Waits, bounded, while a writer of that key has flushed and not yet released.
@@ -244,6 +249,7 @@ class BlockStore : public SlotOwner {
 
   const BlockStoreOptions options_;
   const BlockStoreParts parts_;
+  const uint64_t nvme_block_bytes_max_;  // longer ones live in DRAM only
 
   Mutex mutex_;
   std::condition_variable_any published_;  // a pending block came or went; a fetch ended
@@ -268,12 +274,10 @@ class BlockStore : public SlotOwner {
   std::unordered_map<meta::NamespaceId, uint64_t> space_bytes_ KVC_GUARDED_BY(mutex_);
   // Sequences of durable blocks that are not published yet: recovery must still look at them.
   std::set<uint64_t> intents_ KVC_GUARDED_BY(mutex_);
-  // Dropped, still open: their inode keeps its backing id until the last release.
-  struct DoomedReaders {
-    uint32_t slots = 0;
-    uint32_t backing_id = 0;
-  };
-  std::unordered_map<Ino, DoomedReaders> doomed_readers_ KVC_GUARDED_BY(mutex_);
+  // Dropped, still open: nobody else gets their number until the last release.
+  std::unordered_map<Ino, SlotId> doomed_readers_ KVC_GUARDED_BY(mutex_);
+  std::unordered_map<uint64_t, Ino> other_inos_ KVC_GUARDED_BY(mutex_);  // by hash62, and back
+  std::unordered_map<Ino, uint64_t> other_ino_hashes_ KVC_GUARDED_BY(mutex_);
   std::set<SlotId> in_flight_ KVC_GUARDED_BY(mutex_);  // being written back
 
   struct Due {

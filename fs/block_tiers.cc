@@ -48,7 +48,7 @@ bool ReadAll(int fd, std::span<std::byte> into) {
 // ---- write-back
 
 void BlockStore::QueueWriteBack(SlotId slot, milliseconds delay) {
-  if (parts_.segments == nullptr) return;
+  if (parts_.slots->record(slot).length > nvme_block_bytes_max_) return;
   const milliseconds at = parts_.clock->Monotonic() + delay;
   due_.push_back({at, slot, parts_.slots->record(slot).generation});
   // Else it looks in time by itself: a wake-up a block would cost a writer more than its create.
@@ -270,7 +270,8 @@ Status BlockStore::WriteBackAll() {
     // Gives up where nothing moves any more (a full disk): what cannot be kept is a miss.
     uint64_t before = dirty_bytes_;
     int idle_rounds = 0;
-    while ((dirty_bytes_ > 0 || appends_in_flight_ > 0) && idle_rounds < 50) {
+    // What is dirty and not due can only live in DRAM.
+    while (((dirty_bytes_ > 0 && !due_.empty()) || appends_in_flight_ > 0) && idle_rounds < 50) {
       due_changed_.notify_all();
       due_changed_.wait_for(lock.native(), milliseconds(100));
       if (nvme_full_ && appends_in_flight_ == 0) idle_rounds += 10;
@@ -379,7 +380,7 @@ bool BlockStore::TryEvict(SlotId slot) {
   if (in_flight_.contains(slot)) return false;
   const bool dirty = (record.flags & iouring::kSlotDirty) != 0;
   // Dirty with nowhere to go: then the cache itself is what must shrink, from the leaves.
-  const bool nowhere = parts_.segments == nullptr || nvme_full_;
+  const bool nowhere = nvme_full_ || record.length > nvme_block_bytes_max_;
   if (dirty && (!nowhere || index_.child_count(*ref) > 0 || IsHeld(*ref))) return false;
   // Opens count in the record, but mappings outlive them: closing the backing id and asking for a
   // write lease finds both.

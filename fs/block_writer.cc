@@ -427,6 +427,7 @@ void BlockStore::PublishSlot(SlotId slot) {
   // Not before the state: until then lookups wait for a flushed writer, and RELEASE, sent again to
   // the next daemon, must find it by its number.
   record.flags = dirty ? iouring::kSlotDirty : 0;
+  if (doomed_readers_.contains(ViewOf(*ref).block_ino())) GiveOtherIno(hash);
   record.ino = ViewOf(*ref).block_ino();
   space_bytes_[record.namespace_id] += length;
   ++resident_blocks_;

@@ -18,6 +18,7 @@ using meta::NamespaceId;
 
 constexpr Ino kNamespaceBit = Ino{1} << 60;
 constexpr Ino kPendingBit = Ino{1} << 61;
+constexpr Ino kGhostBit = Ino{1} << 59;
 constexpr uint64_t kNamesBeforeTips = 16;  // cookies of a namespace's own entries lie below
 
 bool IsPending(Ino ino) {
@@ -198,12 +199,13 @@ EntryReply Filesystem::ChainEntry(const BlockView& tip, const Namespace& space) 
 }
 
 EntryReply Filesystem::GhostEntry(Ino ino) const {
-  // No attributes of a directory: whoever wants them asks and hears ENOENT, so that no path leads
-  // through it; rmdir does not ask. The names in it are reached through an open directory only, and
-  // rm looks at them before it unlinks them.
+  // A directory is given a number of its own, of which nobody hears attributes: whoever wants them
+  // asks and hears ENOENT, so that no path leads through it; rmdir does not ask. The names in it
+  // are reached through a directory that was open before, and rm looks at them before it unlinks
+  // them.
   EntryReply reply;
-  reply.ino = ino;
-  reply.attr.st_ino = ino;
+  reply.ino = IsChain(ino) ? kGhostBit | (ino & (kGhostBit - 1)) : ino;
+  reply.attr.st_ino = reply.ino;
   reply.attr.st_mode = IsChain(ino) ? S_IFDIR | 0755 : S_IFREG | 0444;
   reply.attr.st_nlink = 2;
   reply.attr_timeout_s = IsChain(ino) ? 0 : 1;
@@ -223,8 +225,23 @@ FsResult<AttrReply> Filesystem::GetAttr(const Caller& caller, Ino ino) {
   }
   if (IsBlock(ino) || IsChain(ino)) {
     const auto block = parts_.blocks->FindIno(ino, BlockStore::Use::kLease);
-    const auto space = block ? parts_.namespaces->Get(block->ns) : std::nullopt;
+    if (const auto dropped = block ? std::nullopt : parts_.blocks->FindDropped(ino)) {
+      const auto space = parts_.namespaces->Get(dropped->ns);
+      EntryReply entry = BlockEntry(*dropped, space.value_or(Namespace{}));
+      entry.attr.st_nlink = 0;
+      return from(entry);
+    }
+    const auto ghost = block || IsBlock(ino) ? std::nullopt : parts_.blocks->GhostOf(ino);
+    if (!block && !ghost) return Fail(ENOENT);
+    const auto space = parts_.namespaces->Get(block ? block->ns : ghost->first);
     if (!space) return Fail(ENOENT);
+    if (ghost) {
+      // The kernel asks before each further name that it removes from an open directory.
+      BlockView tip;
+      tip.ns = ghost->first;
+      tip.key = ghost->second;
+      return from(ChainEntry(tip, *space));
+    }
     return from(IsBlock(ino) ? BlockEntry(*block, *space) : ChainEntry(*block, *space));
   }
   NamespaceEntry entry{};

@@ -134,7 +134,29 @@ TEST_F(BlockStoreTest, AnOpenBlockOutlivesItsDrop) {
   const auto bytes = blocks_->Mapped(view->block_ino(), open->handle);
   ASSERT_TRUE(bytes);
   EXPECT_EQ(std::memcmp(bytes->data(), BytesOf(keys[0], kBlockBytes).data(), kBlockBytes), 0);
+  // Written again meanwhile it is another inode, and the old one's number never leads to it.
+  ASSERT_EQ(PutChain(1, 1), keys);
+  const auto fresh = blocks_->Find(space_.id, keys[0], BlockStore::Use::kPeek);
+  EXPECT_NE(fresh->block_ino(), view->block_ino());
+  EXPECT_EQ(blocks_->FindIno(fresh->block_ino(), BlockStore::Use::kPeek)->key, keys[0]);
+  EXPECT_FALSE(blocks_->FindIno(view->block_ino(), BlockStore::Use::kPeek));
+  EXPECT_EQ(blocks_->FindDropped(view->block_ino())->length, kBlockBytes);
+  EXPECT_EQ(blocks_->Open({}, view->block_ino(), O_RDONLY).error().value, ESTALE);
+  const auto second = blocks_->Open({}, fresh->block_ino(), O_RDONLY);
+  ASSERT_TRUE(second);
+  ASSERT_TRUE(blocks_->Drop(space_.id, keys[0], nullptr));
+  ASSERT_EQ(PutChain(1, 1), keys);
+  const auto third = blocks_->Find(space_.id, keys[0], BlockStore::Use::kPeek);
+  EXPECT_NE(third->block_ino(), view->block_ino());
+  EXPECT_NE(third->block_ino(), fresh->block_ino());
+  blocks_->Release(fresh->block_ino(), second->handle);
   blocks_->Release(view->block_ino(), open->handle);
+  ASSERT_TRUE(blocks_->Drop(space_.id, keys[0], nullptr));
+  ASSERT_EQ(PutChain(1, 1), keys);
+  EXPECT_EQ(blocks_->Find(space_.id, keys[0], BlockStore::Use::kPeek)->block_ino(),
+            view->block_ino())
+      << "nobody has it open any more";
+  ASSERT_TRUE(blocks_->Drop(space_.id, keys[0], nullptr));
   EXPECT_EQ(slots_->used_bytes(), 0u);
   EXPECT_TRUE(backing_.open.empty());
 }
