@@ -12,9 +12,7 @@ namespace kvcfs::tools {
 void AddFsckVerb(CLI::App& app, int& exit_code) {
   CLI::App* verb = app.add_subcommand("fsck", "Check a data directory that is not mounted.");
   auto options = std::make_shared<FsckOptions>();
-  verb->add_option("--data", options->data, "The data directory")
-      ->required()
-      ->check(CLI::ExistingDirectory);
+  verb->add_option("--data", options->data, "The data directory")->required();
   verb->add_flag("--repair", options->repair,
                  "Drop what is damaged, so that the next check finds nothing");
   verb->add_flag("--json", options->json, "One JSON object");

@@ -34,6 +34,8 @@ constexpr char kVerb[] = "mount";
 constexpr auto kCrashWindow = std::chrono::seconds(10);
 constexpr int kCrashesMax = 5;  // in the window, right after start: it will not get better
 constexpr auto kReadyLimit = std::chrono::seconds(120);
+// Of 25 ms: a second for who holds the data directory to stop, half a minute where it is dead.
+constexpr int kLockTries = 40, kLockTriesMax = 1200;
 
 volatile sig_atomic_t g_stop = 0;
 volatile sig_atomic_t g_child = 0;
@@ -81,11 +83,13 @@ Status PrepareMountpoint(const std::string& mountpoint) {
 Result<Fd> TakeLock(const NodePaths& paths, const std::string& mountpoint) {
   Fd lock(::open(paths.lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
   if (!lock.valid()) return ErrnoError(errno, "open", paths.lock);
-  // A daemon that was killed a moment ago lets go as soon as the kernel has buried it.
+  // A daemon that was killed a moment ago lets go as soon as the kernel has buried it, which takes
+  // as long as the I/O that it had under way.
   for (int tries = 0; ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
     if (errno != EWOULDBLOCK) return ErrnoError(errno, "lock", paths.lock);
-    if (tries >= 40) {
-      const auto holder = ReadLock(paths.lock);
+    const auto holder = ReadLock(paths.lock);
+    const bool dies = holder.ok() && ::kill(holder->supervisor_pid, 0) != 0 && errno == ESRCH;
+    if (tries >= (dies ? kLockTriesMax : kLockTries)) {
       return Error{Code::kBusy,
                    fmt::format("{} is in use by kvcfs process {} mounted at {}; one daemon a data "
                                "directory (`kvcfs unmount {}` ends that one)",

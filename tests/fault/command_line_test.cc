@@ -39,7 +39,10 @@ TEST_F(CommandLine, WrongWordsExitTwo) {
       {{"mount", mnt_, "--log-level", "loud"}, "loud"},
       {{"lookup"}, ""},
       {{"lookup", mnt_, "short"}, "short"},
+      {{"lookup", mnt_, Key(1)}, mnt_},  // is there, and no kvcfs
       {{"stat"}, ""},
+      {{"stat", mnt_}, mnt_},
+      {{"drop", mnt_}, mnt_},
       {{"drop"}, ""},
       {{"fsck", "--data", data_, "--no-such-flag"}, "--no-such-flag"},
       {{"replay"}, ""},
@@ -59,7 +62,7 @@ TEST_F(CommandLine, WrongWordsExitTwo) {
 
 TEST_F(CommandLine, WrongSizesExitTwo) {
   for (const std::string size :
-       {"0", "-1", "many", "8Gib", "nan", "", "8 GiB", "99999999999G", "1M"}) {
+       {"0", "-1", "many", "8Gib", "nan", "", "8 apples", "99999999999G", "1M"}) {
     const CommandResult result = Mount({"--dram", size, "--nvme", "1G"});
     EXPECT_EQ(result.status, 2) << "--dram '" << size << "': " << result.err;
     EXPECT_NE(result.err.find("dram"), std::string::npos) << result.err;
@@ -85,7 +88,7 @@ TEST_F(CommandLine, ConfigFilesAreCheckedByLine) {
   const std::vector<Case> cases{
       {{"[fs]\nlease = \"30s\"\nno_such_key = 1\n"}, ":3"},
       {{"[fs]\nlease = \"soon\"\n"}, ":2"},
-      {{"[no_such_section]\nx = 1\n"}, ":1"},
+      {{"[no_such_section]\nx = 1\n"}, ":2"},
       {{"[fs\n"}, ":1"},
       {{"\n\n[fs]\nlease = 30\n"}, ":4"},
   };
@@ -114,15 +117,18 @@ TEST_F(CommandLine, HelpAndVersion) {
 
 // What is well said and cannot be done exits 1.
 TEST_F(CommandLine, WhatCannotBeDoneExitsOne) {
+  const std::string file = scratch_.path() + "/file";
+  ASSERT_EQ(WriteFile(file, "no directory"), 0);
   const std::vector<std::vector<std::string>> cases{
-      {"lookup", mnt_, Key(1)},
-      {"stat", mnt_},
-      {"drop", mnt_},
+      {"lookup", scratch_.path() + "/not-there", Key(1)},
+      {"stat", scratch_.path() + "/not-there"},
+      {"drop", scratch_.path() + "/not-there"},
       {"unmount", mnt_},
       {"fsck", "--data", scratch_.path() + "/not-there"},
-      {"mount", scratch_.path() + "/not-there", "--data", data_, "--dram", "64M", "--nvme", "1G"}};
+      {"fsck", "--data", mnt_},
+      {"mount", mnt_, "--data", file, "--dram", "64M", "--nvme", "1G"}};
   for (const auto& one : cases) {
-    std::vector<std::string> words{KVC_COMMAND};
+    std::vector<std::string> words{"timeout", "20", KVC_COMMAND};
     words.insert(words.end(), one.begin(), one.end());
     const CommandResult result = RunCommand(words);
     EXPECT_EQ(result.status, 1) << one.front() << ": " << result.err;

@@ -198,19 +198,23 @@ TEST_F(Damage, FsckNamesIt) {
   const CommandResult healthy =
       RunCommand({KVC_COMMAND, "fsck", "--data", mount_->data_directory()});
   EXPECT_EQ(healthy.status, 0) << healthy.out << healthy.err;
-  // The bytes of one block are found in a segment by what they are.
+  // The bytes of one block and of one file are found in a segment by what they are.
   const std::string want = Bytes(2005, kBlockBytes);  // block 5 of the third chain
-  std::string hurt;
+  const std::string text = Bytes(90000 + 7, FileBytes(7));
+  std::string hurt, hurt_too;
   for (const auto& entry : stdfs::directory_iterator(mount_->data_directory() + "/segments")) {
     const auto content = ReadWhole(entry.path());
     ASSERT_TRUE(content);
-    const size_t at = content->find(want);
-    if (at == std::string::npos) continue;
-    const Fd fd = Open(entry.path(), O_RDWR);
-    const char flipped = static_cast<char>(want[30000] ^ 1);
-    ASSERT_EQ(::pwrite(fd.get(), &flipped, 1, static_cast<off_t>(at + 30000)), 1);
-    hurt = entry.path();
+    for (const std::string& bytes : {want, text}) {
+      const size_t at = content->find(bytes);
+      if (at == std::string::npos) continue;
+      const Fd fd = Open(entry.path(), O_RDWR);
+      const char flipped = static_cast<char>(bytes[30000] ^ 1);
+      ASSERT_EQ(::pwrite(fd.get(), &flipped, 1, static_cast<off_t>(at + 30000)), 1);
+      (bytes == want ? hurt : hurt_too) = entry.path();
+    }
   }
+  ASSERT_FALSE(hurt_too.empty()) << "the file lies in no segment";
   ASSERT_FALSE(hurt.empty()) << "the block lies in no segment";
   const CommandResult damaged =
       RunCommand({KVC_COMMAND, "fsck", "--data", mount_->data_directory()});
@@ -219,12 +223,17 @@ TEST_F(Damage, FsckNamesIt) {
       << "names the block: " << damaged.out;
   EXPECT_NE((damaged.out + damaged.err).find(stdfs::path(hurt).filename().string()),
             std::string::npos);
+  EXPECT_NE(damaged.out.find("damaged file ns/files/f7:"), std::string::npos)
+      << "names the file: " << damaged.out;
+  EXPECT_EQ(damaged.out.find("ns/files/f8"), std::string::npos) << damaged.out;
   ASSERT_TRUE(mount_->Start()) << mount_->LogTail();
   EXPECT_EQ(ErrnoName(OpenErrno(ns_.ByKey(chains_[2][5]), O_RDONLY)), "ENOENT");
   for (uint64_t j = 5; j < kLength; ++j) EXPECT_FALSE(ns_.Has(chains_[2][j])) << j;
   for (uint64_t j = 0; j < 5; ++j) EXPECT_TRUE(ns_.Read(chains_[2][j])) << j;
   EXPECT_FALSE(ns_.Has(chains_[3][15])) << "it extends block 9 of the third chain";
   EXPECT_TRUE(ns_.Read(chains_[0][19]));
+  EXPECT_FALSE(ReadWhole(ns_.Files() + "/f7"));
+  EXPECT_TRUE(ReadWhole(ns_.Files() + "/f8"));
   EXPECT_NE(mount_->Log().find(chains_[2][5]), std::string::npos) << "logged by name";
   // What is gone may be written again.
   EXPECT_EQ(ErrnoName(ns_.Put(chains_[2][4], chains_[2][5], want)), "0");
@@ -235,6 +244,33 @@ TEST_F(Damage, FsckNamesIt) {
   const CommandResult repaired =
       RunCommand({KVC_COMMAND, "fsck", "--data", mount_->data_directory()});
   EXPECT_EQ(repaired.status, 0) << repaired.out << repaired.err;
+}
+
+// X3: with --repair, what is damaged is dropped, so that no reader meets it.
+TEST_F(Damage, RepairDropsWhatIsDamaged) {
+  const auto pages = UsedPages(mount_->data_directory() + "/segments");
+  std::mt19937_64 random(5);
+  for (int hit = 0; hit < 40; ++hit) {
+    const auto& [path, at] = pages[random() % pages.size()];
+    if (at == 0) continue;  // the head of a segment
+    const std::string whole = mount_->data_directory() + "/segments/" + path;
+    ASSERT_NE(Hurt("bit", whole, at, random, whole, at), "");
+  }
+  const std::vector<std::string> fsck{KVC_COMMAND, "fsck", "--data", mount_->data_directory()};
+  const CommandResult damaged = RunCommand(fsck);
+  EXPECT_EQ(damaged.status, 1) << damaged.out;
+  std::vector<std::string> words = fsck;
+  words.emplace_back("--repair");
+  const CommandResult repaired = RunCommand(words);
+  EXPECT_EQ(repaired.status, 0) << repaired.out << repaired.err;
+  ASSERT_TRUE(mount_->Start()) << mount_->LogTail();
+  const size_t missing = ReadAll("repaired");
+  EXPECT_GT(missing, 0u);
+  EXPECT_LT(missing, kChains * kLength + kFiles);
+  for (const char* met : {"a block is damaged", "a file is damaged", "is lost on NVMe"}) {
+    EXPECT_EQ(mount_->Log().find(met), std::string::npos) << mount_->LogTail();
+  }
+  ASSERT_EQ(mount_->Stop(), 0);
 }
 
 }  // namespace
