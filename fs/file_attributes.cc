@@ -78,6 +78,7 @@ FsResult<AttrReply> TieredFileTree::GetAttr(Ino ino) {
   if (!node) return Fail(node.error().value);
   Use(**node);
   MutexLock lock((*node)->attr);
+  Lease(**node, Look::kFound);
   return AttrReply{StatOf(**node), options_.attr_timeout_s};
 }
 

@@ -16,15 +16,31 @@ using iouring::SlotState;
 constexpr size_t kShedCandidates = 4096;
 // A round over a million inodes takes a second.
 constexpr Millis kShedPause{2000};
+// A lease is given for so much longer, so that what is looked at all the time takes the lock once
+// in that time.
+constexpr Millis kLeaseAhead{5000};
 
 }  // namespace
 
 bool TieredFileTree::IsLeased(const FileNode& node) const {
+  return Millis(node.lease_until_ms.load()) > parts_.clock->Monotonic();
+}
+
+void TieredFileTree::Lease(FileNode& node, Look look) {
+  const InodeRecord& record = node.record;
+  // Shorter ones are never evicted, and leases are counted by what was there first.
+  if (!record.IsRegular() || record.size < options_.evict_bytes_min) return;
   // What the kernel may still answer by itself is promised that much longer.
   const auto cached = std::chrono::duration_cast<Millis>(
       std::chrono::duration<double>(std::max(options_.entry_timeout_s, options_.attr_timeout_s)));
-  const int64_t used = node.last_use_ms.load();
-  return used != 0 && parts_.clock->Monotonic() < Millis(used) + options_.lease + cached;
+  const Millis now = parts_.clock->Monotonic(), until = now + options_.lease + cached;
+  if (until == now || Millis(node.lease_until_ms.load()) >= until) return;
+  MutexLock lock(lease_mutex_);
+  leases_.Expire(now);
+  // Writers alone must not use up what those who ask are promised.
+  if (look == Look::kWritten && leases_.leased_bytes() >= leases_.bytes_max() / 2) return;
+  const Millis granted = leases_.Grant(node.ino, record.size, now, until + kLeaseAhead);
+  if (granted > now) node.lease_until_ms = granted.count();
 }
 
 void TieredFileTree::WriteBackSoon(iouring::SlotId slot) {
@@ -32,7 +48,7 @@ void TieredFileTree::WriteBackSoon(iouring::SlotId slot) {
   constexpr uint32_t kChanged = iouring::kSlotDirty | iouring::kSlotWriting;
   if (record.state.load() != SlotState::kFile || (record.flags & kChanged) != iouring::kSlotDirty)
     return;
-  queues_.QueueCopySoon(record.ino);
+  write_back_.CopySoon(record.ino);
 }
 
 bool TieredFileTree::RemoveEverywhere(const NodeRef& node, Why why) {

@@ -76,6 +76,10 @@ void TieredFileTree::MarkGone(FileNode& node) {
   node.attr_dirty = false;
   node.record.nlink = 0;
   (node.record.IsDirectory() ? directories_ : files_) -= 1;
+  {
+    MutexLock lock(lease_mutex_);
+    leases_.Drop(node.ino);
+  }
   MutexLock lock(idle_mutex_);
   gone_.push_back(node.ino);
   while (gone_.size() > kGoneMax) {
@@ -118,6 +122,7 @@ FsResult<EntryReply> TieredFileTree::Lookup(const Caller& caller, Ino parent,
     Use(**node);
     MutexLock lock((*node)->attr);
     if ((*node)->gone || (*node)->record.nlink == 0) continue;
+    Lease(**node, Look::kFound);
     ++(*node)->lookups;
     return Reply(**node);
   }

@@ -260,7 +260,10 @@ FsStatus TieredFileTree::Release(Ino ino, uint64_t handle) {
       if (writer) {
         content_.RefreshFromDisk(*node);
         doomed = node->doomed && slot.writers == 0 && node->record.Has(InodeRecord::kUnpublished);
-        if (slot.writers == 0 && !doomed && node->record.nlink > 0) content_.Publish(*node);
+        if (slot.writers == 0 && !doomed && node->record.nlink > 0) {
+          content_.Publish(*node);
+          Lease(*node, Look::kWritten);
+        }
       }
       orphan = last && node->record.nlink == 0;
     }

@@ -36,7 +36,8 @@ TieredFileTree::TieredFileTree(const FileTreeOptions& options, const FileTreePar
       content_(options_, parts_, store_, table_, queues_, this),
       write_back_(options_, parts_, store_, table_, queues_, content_),
       // Never again a number of an earlier daemon: nanoseconds go up faster than opens.
-      next_handle_(static_cast<uint64_t>(parts.clock->WallNanos()) & ((uint64_t{1} << 55) - 1)) {}
+      next_handle_(static_cast<uint64_t>(parts.clock->WallNanos()) & ((uint64_t{1} << 55) - 1)),
+      leases_(options.lease_bytes_max) {}
 
 TieredFileTree::~TieredFileTree() {
   write_back_.Stop();

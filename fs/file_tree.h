@@ -48,6 +48,7 @@ struct FileTreeOptions {
   double attr_timeout_s = 10;  // one host: nobody else changes these
   double entry_timeout_s = 10;
   std::chrono::milliseconds lease{30000};
+  uint64_t lease_bytes_max = UINT64_MAX;  // of all files; beyond it looking at one promises nothing
   bool resumed = false;  // the kernel still has our files open: take counts and backing ids over
   // How long a write or an open waits for room in the DRAM tier before it goes to the data disk.
   std::chrono::milliseconds room_wait{2000};

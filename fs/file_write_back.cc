@@ -18,6 +18,7 @@ using Where = FileContent::Where;
 constexpr uint32_t kChanged = iouring::kSlotDirty | iouring::kSlotWriting;
 // After the device or the tier said no.
 constexpr Millis kTryAgain{2000};
+constexpr Millis kNoRoomPause{100};
 constexpr Millis kTick{500};
 constexpr int kRoomWaitMs = 1000;
 
@@ -176,6 +177,10 @@ Status FileWriteBack::StartCopy(const NodeRef& node, const std::shared_ptr<Copy>
   return queued;
 }
 
+void FileWriteBack::CopySoon(Ino ino) {
+  if (parts_.clock->Monotonic() >= Millis(no_room_until_ms_.load())) queues_.QueueCopySoon(ino);
+}
+
 void FileWriteBack::Finish(Copy& copy, Result<iouring::SegmentPlace> place, uint64_t length) {
   FileNode& node = *copy.node;
   bool unwanted = false;
@@ -207,11 +212,15 @@ void FileWriteBack::Finish(Copy& copy, Result<iouring::SegmentPlace> place, uint
     }
   }
   if (unwanted) parts_.segments->MarkDead(*place, length);
-  if (!place.ok() && place.code() != Code::kCancelled) {
+  const bool no_room = place.code() == Code::kNoSpace;
+  if (no_room) no_room_until_ms_ = (parts_.clock->Monotonic() + kNoRoomPause).count();
+  const bool known = no_room_.load();
+  if (place.ok() || no_room) no_room_ = no_room;
+  if (!place.ok() && place.code() != Code::kCancelled && !(no_room && known)) {
     KVC_LOG(Warn, "a file could not be written back; it stays in DRAM and is tried again",
             "ino={:x} error={}", node.ino, LogValue(place.error().text));
   }
-  parts_.resident->RoomMayBeHad();
+  if (!no_room) parts_.resident->RoomMayBeHad();
   {
     MutexLock lock(copy.mutex);
     copy.done = true;

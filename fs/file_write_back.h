@@ -38,6 +38,8 @@ class FileWriteBack {
   FsStatus Fsync(FileNode& node, const NodeRef& ref, bool too_often);
   // One published file now, without waiting for it to be durable.
   void CopyNow(const NodeRef& node);
+  // The same, by the thread, as room is wanted; not at once again where there is none on NVMe.
+  void CopySoon(Ino ino);
   // Everything that is published; durable when it returns.
   Status All();
   // Places that were retired are given back now, not in a while.
@@ -65,6 +67,8 @@ class FileWriteBack {
   std::thread thread_;
   // Entries up to this sequence are durable.
   std::atomic<uint64_t> durable_sequence_{0};
+  std::atomic<bool> no_room_{false};          // the last copy found none on NVMe ...
+  std::atomic<int64_t> no_room_until_ms_{0};  // ... and until then nobody need ask
   Mutex mutex_;
   std::condition_variable copied_;
   uint64_t in_flight_ KVC_GUARDED_BY(mutex_) = 0;

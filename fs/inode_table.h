@@ -32,6 +32,7 @@ struct FileNode {
   std::shared_mutex content;
   std::atomic<uint32_t> content_users{0};  // who has or wants `content`: no eviction meanwhile
   std::atomic<int64_t> last_use_ms{0};     // monotonic; lookup, stat and open count
+  std::atomic<int64_t> lease_until_ms{0};  // of the lease that looking at it gave
 
   // Short: never held over an I/O on content. Records are written to the MetaStore under it, so
   // that the newest is written last.

@@ -23,6 +23,7 @@
 #include "fs/inode_table.h"
 #include "fs/name_store.h"
 #include "fs/record_changes.h"
+#include "meta/lease_table.h"
 
 namespace kvcfs::fs {
 
@@ -143,6 +144,10 @@ class TieredFileTree final : public FileTree {
   enum class Why { kDamaged, kEvicted, kUnfinished };
   bool RemoveEverywhere(const NodeRef& node, Why why);
   bool IsLeased(const FileNode& node) const;
+  // Somebody looked at it (or has written it: for a while the kernel itself answers who looks). It
+  // is not evicted for a while, as far as leases may go.
+  enum class Look { kFound, kWritten };
+  void Lease(FileNode& node, Look look) KVC_REQUIRES(node.attr);
 
   FsResult<OpenReply> OpenNode(const Caller& caller, const NodeRef& node, int flags);
   std::optional<OpenReply> OpenResident(const Caller& caller, FileNode& node, int flags)
@@ -191,6 +196,8 @@ class TieredFileTree final : public FileTree {
   std::deque<Ino> idle_backings_ KVC_GUARDED_BY(idle_mutex_);
   // Removed inodes that the kernel still knows, oldest first.
   std::deque<Ino> gone_ KVC_GUARDED_BY(idle_mutex_);
+  Mutex lease_mutex_;
+  meta::LeaseTable leases_ KVC_GUARDED_BY(lease_mutex_);  // by inode number
   // Where the next Shed goes on.
   Mutex shed_mutex_;
   Ino shed_hand_ KVC_GUARDED_BY(shed_mutex_) = 0;

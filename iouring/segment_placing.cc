@@ -148,8 +148,12 @@ bool SegmentWriter::OpenSegmentFor(LaneState& lane) {
                              .segment_bytes = segment_bytes_,
                              .first_sequence = book_.TakeSequence()});
     if (!file.ok()) {
-      KVC_LOG(Warn, "segment cannot be made", "error={}", LogValue(file.error().text));
-      if (file.code() != Code::kNoSpace) ++io_errors_;
+      if (file.code() == Code::kNoSpace) {
+        KVC_LOG(Warn, "no space for another segment", "error={}", LogValue(file.error().text));
+      } else {
+        ++io_errors_;
+        KVC_LOG(Error, "segment cannot be made", "error={}", LogValue(file.error().text));
+      }
       book_.MakingFailed(*number, file.code());
       if (file.code() == Code::kNoSpace) return false;
       continue;

@@ -95,7 +95,8 @@ bool SegmentReclaimer::MakeRoom() {
     if (book_.HasEnoughFree()) return true;
   }
   const uint64_t above = book_.LiveBytesAboveTarget();
-  if (above != 0) owner_->Shed(above + book_.segment_bytes());
+  // A little more than that, so that not every turn begins with it.
+  if (above != 0) owner_->Shed(above + book_.segment_bytes() / 4);
   if (book_.FindEmpty()) return true;
   auto victim = book_.PickVictim(/*excess=*/false);
   if (!victim) {

@@ -71,7 +71,7 @@ class EntryDispatch final : public iouring::EntryOwner {
     const auto from_files = static_cast<uint64_t>(file_share * static_cast<double>(bytes));
     const uint64_t freed = blocks_.Shed(bytes - from_files);
     files_.Shed(from_files + (freed < bytes - from_files ? bytes - from_files - freed : 0),
-                std::chrono::seconds(30));
+                std::chrono::seconds(0));
   }
 
  private:
@@ -125,6 +125,14 @@ Result<iouring::Uuid> NodeIdentity(const std::string& path, meta::MetaStore& sto
     (void)store.Write(batch, false);
   }
   return uuid;
+}
+
+// A few segments are always free or half full, so a small tier has shorter ones: 16 of them, but
+// none so short that blocks of usual lengths do not fit.
+uint64_t SegmentBytesFor(uint64_t nvme_bytes, uint64_t configured) {
+  constexpr uint64_t kMiB = 1u << 20, kSegments = 16, kShortest = 16 * kMiB;
+  const uint64_t wanted = nvme_bytes / kSegments / kMiB * kMiB;
+  return std::min(configured, std::max(kShortest, wanted));
 }
 
 void MakeDirectory(const std::string& path) {
@@ -276,7 +284,8 @@ int RunNode(const NodeOptions& options) {
     segment_options.directory = paths.segments;
     segment_options.node_uuid = *uuid;
     segment_options.capacity_bytes = options.nvme_bytes;
-    segment_options.segment_bytes = config.iouring.segment_bytes;
+    segment_options.segment_bytes =
+        SegmentBytesFor(options.nvme_bytes, config.iouring.segment_bytes);
     segment_options.staging_bytes = config.iouring.staging_bytes;
     segment_options.queue_bytes_max = config.iouring.queue_bytes_max;
     segment_options.live_share_max = config.iouring.live_share_max;
@@ -305,6 +314,9 @@ int RunNode(const NodeOptions& options) {
   tree_options.attr_timeout_s = seconds(config.fs.attr_timeout);
   tree_options.entry_timeout_s = seconds(config.fs.entry_timeout);
   tree_options.lease = config.fs.lease;
+  // Leases of both kinds together cover at most half of the tier.
+  const uint64_t capacity = segments != nullptr ? options.nvme_bytes : options.dram_bytes;
+  tree_options.lease_bytes_max = capacity / 4;
   tree_options.resumed = options.resumed;
   auto files = FileTree::Open(tree_options, {.meta = store->get(),
                                              .slots = slots->get(),
@@ -328,8 +340,7 @@ int RunNode(const NodeOptions& options) {
   block_options.lease = config.fs.lease;
   block_options.lease_hold = config.fs.lease_hold;
   block_options.writeback_delay = config.fs.writeback_delay;
-  const uint64_t capacity = segments != nullptr ? options.nvme_bytes : options.dram_bytes;
-  block_options.lease_bytes_max = capacity / 2;
+  block_options.lease_bytes_max = capacity / 4;
   block_options.prefetch_blocks = static_cast<uint32_t>(config.fs.prefetch_blocks);
   block_options.resumed = options.resumed;
   BlockStore blocks(block_options, {.namespaces = &namespaces,

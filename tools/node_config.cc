@@ -74,7 +74,9 @@ void BindFs(ConfigSchema& schema, FsSettings& fs) {
 
 void BindIouring(ConfigSchema& schema, IouringSettings& iouring) {
   schema.Section("iouring", "The NVMe tier: append-only segments.");
-  schema.Size("segment_bytes", &iouring.segment_bytes, "Length of a segment, a multiple of 1MiB.",
+  schema.Size("segment_bytes", &iouring.segment_bytes,
+              "Length of a segment, a multiple of 1MiB. A tier of less than 16 has shorter ones, "
+              "of 16MiB or more.",
               {.min = kMiB, .max = kGiB});
   schema.Size("staging_bytes", &iouring.staging_bytes,
               "Registered memory through which direct I/O passes.", {.min = kMiB, .max = kGiB});
