@@ -4,23 +4,20 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: tools/test.sh [--label LABEL]... [--preset PRESET] [--open]
+usage: tools/test.sh [--label LABEL]... [--preset PRESET]
   --label LABEL    only tests with this ctest label (unit, integration, fault, ...); may be repeated
   --preset PRESET  build and test another preset of CMakePresets.json: debug, asan-ubsan or tsan (default: release)
-  --open           also the programs that are known to fail (tests/README.md)
 TEXT
 }
 
 labels=()
 preset=release
-open=no
 while [[ $# -gt 0 ]]; do
   case $1 in
     --label | --preset)
       if [[ $# -lt 2 ]]; then echo "test.sh: $1 wants a value" >&2; exit 2; fi
       if [[ $1 == --label ]]; then labels+=("$2"); else preset=$2; fi
       shift 2 ;;
-    --open) open=yes; shift ;;
     -h | --help) usage; exit 0 ;;
     *) echo "test.sh: unknown option '$1'" >&2; usage >&2; exit 2 ;;
   esac
@@ -53,23 +50,15 @@ if [[ ! -e /dev/fuse ]]; then modprobe fuse 2>/dev/null || true; fi
 if [[ ! -e /dev/fuse ]]; then echo "test.sh: no /dev/fuse here; the tests that mount will say that they were skipped"; fi
 step build build || exit 1
 
-# Never silently: what is known to fail is named.
-if [[ ${open:-} != yes ]]; then
-  without='^open$'
-  echo "test.sh: left out, see tests/README.md (--open runs them too): $(sed -n '/^set(KVC_OPEN/,/)/p' tests/CMakeLists.txt | tr -d '()' | sed 's/set KVC_OPEN//;s/setKVC_OPEN//' | tr -s ' \n' ' ')"
-else
-  without='^nothing$'
-fi
-
 # Unit tests share nothing and run two at a time. The others measure, mount and kill, so they run alone.
 if [[ ${#labels[@]} == 0 ]]; then
-  step "tests labelled unit" tests -j 2 -L '^unit$' -LE "$without" || true
-  step "all other tests" tests -j 1 -LE "^unit\$|$without" || true
+  step "tests labelled unit" tests -j 2 -L '^unit$' || true
+  step "all other tests" tests -j 1 -LE '^unit$' || true
 else
   for label in "${labels[@]}"; do
     parallel=1
     if [[ $label == unit ]]; then parallel=2; fi
-    step "tests labelled $label" tests -j "$parallel" -L "^$label\$" -LE "$without" || true
+    step "tests labelled $label" tests -j "$parallel" -L "^$label\$" || true
   done
 fi
 

@@ -185,6 +185,13 @@ class DiskError : public testing::TestWithParam<Mode> {
       EXPECT_TRUE(failed == 0 || failed == ENOSPC) << ErrnoName(failed);
     }
   }
+  // One more, in a place that holds.
+  bool PutDurably() {
+    const uint64_t number = next_++;
+    Fd fd = Open(ns_.Chain("") + "/" + Key(number), O_CREAT | O_WRONLY);
+    if (!fd.valid() || WriteAll(fd.get(), Bytes(number, kBlockBytes)) != 0) return false;
+    return ::fsync(fd.get()) == 0 && CloseErrno(std::move(fd)) == 0;
+  }
   // How many can be read; those are exact, and no read fails in its middle.
   uint64_t Readable(const char* when) {
     uint64_t found = 0;
@@ -237,6 +244,8 @@ TEST_P(DiskError, WritesThatFailRetireTheSegment) {
   EXPECT_TRUE(Eventually([] { return orders->failed.load() > 0; })) << "no write was failed";
   EXPECT_GT(Readable("writes fail"), 0u);
   orders->fail_writes = false;
+  // The disk is asked again after a while; until then the DRAM tier alone is the cache.
+  EXPECT_TRUE(Eventually([&] { return PutDurably(); })) << "no write reached the healthy disk";
   Put(200);
   EXPECT_GT(Readable("healthy again"), 150u) << "of " << next_;
   EXPECT_NE(mount_->Log().find(" ERROR "), std::string::npos) << "somebody must act: it is said";
