@@ -7,9 +7,11 @@
 // The sets take turns batch by batch, so that what else the machine does meets all of them alike;
 // the numbers are medians over batches. The first set is compared with each other one.
 #include <algorithm>
+#include <cerrno>
+#include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -53,7 +55,8 @@ struct Options {
 
 [[noreturn]] void Die(const std::string& text) {
   fmt::print(stderr, "file_bench: {}\n", text);
-  std::exit(1);
+  std::fflush(nullptr);
+  ::_exit(1);  // other threads may be at work: no destructors under them
 }
 
 void DieUnless(const Status& status) {
@@ -87,7 +90,7 @@ struct Measured {
 template <typename T>
 double Percentile(std::vector<T> values, double share) {
   if (values.empty()) return 0;
-  const auto at = static_cast<size_t>(share * static_cast<double>(values.size() - 1) + 0.5);
+  const auto at = static_cast<size_t>(std::llround(share * static_cast<double>(values.size() - 1)));
   std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(at), values.end());
   return static_cast<double>(values[at]);
 }
@@ -185,14 +188,14 @@ class Bench {
   void ReadWhole(const std::string& path, int fd, std::byte* into, uint64_t bytes, off_t offset) {
     const ssize_t got = ::pread(fd, into, bytes, offset);
     if (got != static_cast<ssize_t>(bytes)) {
-      Die(fmt::format("{}: read {} of {} bytes: {}", path, got, bytes,
-                      got < 0 ? std::strerror(errno) : "short"));
+      Die(got < 0 ? ErrnoError(errno, "read", path).text
+                  : fmt::format("{}: read {} of {} bytes", path, got, bytes));
     }
   }
 
   Fd OpenOrDie(const std::string& path) const {
     Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | (options_.direct ? O_DIRECT : 0)));
-    if (!file.valid()) Die(fmt::format("open {}: {}", path, std::strerror(errno)));
+    if (!file.valid()) Die(ErrnoError(errno, "open", path).text);
     return file;
   }
 
@@ -335,5 +338,10 @@ int Main(int argc, char** argv) {
 }  // namespace kvcfs::bench
 
 int main(int argc, char** argv) {
-  return kvcfs::bench::Main(argc, argv);
+  try {
+    return kvcfs::bench::Main(argc, argv);
+  } catch (const std::exception& error) {  // of CLI11, fmt and the standard library
+    std::fprintf(stderr, "file_bench: %s\n", error.what());
+    return 1;
+  }
 }

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
@@ -160,12 +161,12 @@ struct Latency {
 
 // Matches of 32 keys that are all cached, each somewhere else, after `sweep_bytes` of other memory.
 Latency MeasureMatch(const ChainIndex& index, const Tree& tree, size_t sweep_bytes) {
-  const size_t kQuestions = sweep_bytes > 0 ? 500 : 4000;
+  const size_t questions = sweep_bytes > 0 ? 500 : 4000;
   std::vector<uint64_t> other(sweep_bytes / sizeof(uint64_t));
   std::mt19937_64 random(11);
   std::vector<BlockKey> keys;
-  keys.reserve(kQuestions * kMatchKeys);
-  for (size_t tries = 0; keys.size() < kQuestions * kMatchKeys && tries < 1'000'000; ++tries) {
+  keys.reserve(questions * kMatchKeys);
+  for (size_t tries = 0; keys.size() < questions * kMatchKeys && tries < 1'000'000; ++tries) {
     uint32_t at = static_cast<uint32_t>(random() % tree.size()) + 1;
     if (tree[at - 1].ordinal + 1 < kMatchKeys) continue;
     keys.resize(keys.size() + kMatchKeys);
@@ -329,10 +330,7 @@ int Run(bool large, const std::string& trace) {
   return failed ? 1 : 0;
 }
 
-}  // namespace
-}  // namespace kvcfs
-
-int main(int argc, char** argv) {
+int Main(int argc, char** argv) {
   bool large = false;
   std::string trace;
   for (int i = 1; i < argc; ++i) {
@@ -345,5 +343,17 @@ int main(int argc, char** argv) {
       return 2;
     }
   }
-  return kvcfs::Run(large, trace);
+  return Run(large, trace);
+}
+
+}  // namespace
+}  // namespace kvcfs
+
+int main(int argc, char** argv) {
+  try {
+    return kvcfs::Main(argc, argv);
+  } catch (const std::exception& error) {  // of fmt, JSON and the standard library
+    std::fprintf(stderr, "index_bench: %s\n", error.what());
+    return 1;
+  }
 }

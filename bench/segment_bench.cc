@@ -173,7 +173,7 @@ class Bench {
     auto store = SegmentStore::Open(options, 0, nullptr);
     if (!store.ok()) {
       std::fprintf(stderr, "%s\n", store.error().text.c_str());
-      ::exit(2);
+      ::_exit(2);
     }
     store_ = std::move(*store);
     store_->Start(&owner_);

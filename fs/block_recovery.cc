@@ -31,7 +31,7 @@ struct Found {
 
 }  // namespace
 
-Status BlockStore::Recover(std::vector<RecoveredEntry> newer) {
+Status BlockStore::Recover(const std::vector<RecoveredEntry>& newer) {
   const auto begin = std::chrono::steady_clock::now();
   std::vector<Found> all;
   uint64_t damaged_records = 0;

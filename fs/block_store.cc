@@ -11,7 +11,6 @@ namespace kvcfs::fs {
 namespace {
 
 using iouring::SlotRecord;
-using iouring::SlotState;
 using meta::BlockHash62;
 using meta::BlockRef;
 using meta::BlockState;

@@ -105,7 +105,7 @@ class BlockStore : public SlotOwner {
   // The sequence up to which the meta store knows every block entry of the segments.
   static uint64_t AppliedSequence(meta::MetaStore& store);
   // Fills the index from the meta store, what the segments know beyond it, and surviving slots.
-  Status Recover(std::vector<RecoveredEntry> newer);
+  Status Recover(const std::vector<RecoveredEntry>& newer);
   void Start();  // background threads
   void Stop();
 
@@ -234,7 +234,7 @@ class BlockStore : public SlotOwner {
   void QueueWriteBack(SlotId slot, std::chrono::milliseconds delay) KVC_REQUIRES(mutex_);
   // Queues one slot's bytes for NVMe; `done` (may be empty) is told how it went.
   void AppendSlot(SlotId slot, bool durable, iouring::EntryKind kind,
-                  std::function<void(Code)> done, MutexLock& lock) KVC_REQUIRES(mutex_);
+                  const std::function<void(Code)>& done, MutexLock& lock) KVC_REQUIRES(mutex_);
   void OnWritten(SlotId slot, uint32_t generation, const Result<iouring::SegmentPlace>& place,
                  const iouring::EntryMeta& meta);
   Status MakeDurable(SlotId slot, iouring::EntryKind kind, MutexLock& lock) KVC_REQUIRES(mutex_);

@@ -70,7 +70,7 @@ void BlockStore::WriteBackSoon(SlotId slot) {
 }
 
 void BlockStore::AppendSlot(SlotId slot, bool durable, EntryKind kind,
-                            std::function<void(Code)> done, MutexLock& lock) {
+                            const std::function<void(Code)>& done, MutexLock& lock) {
   const SlotRecord& record = parts_.slots->record(slot);
   const std::optional<Namespace> space = parts_.namespaces->Get(record.namespace_id);
   Result<Fd> file = parts_.slots->OpenFile(slot, O_RDONLY);
@@ -91,7 +91,8 @@ void BlockStore::AppendSlot(SlotId slot, bool durable, EntryKind kind,
   auto shared = std::make_shared<Fd>(std::move(*file));
   request.fill = [shared](std::span<std::byte> into) { return ReadAll(shared->get(), into); };
   const uint32_t generation = record.generation;
-  request.done = [this, slot, generation, done](Result<SegmentPlace> place, const EntryMeta& meta) {
+  request.done = [this, slot, generation, done](const Result<SegmentPlace>& place,
+                                                const EntryMeta& meta) {
     OnWritten(slot, generation, place, meta);
     if (done) done(place.code());
   };
@@ -331,7 +332,7 @@ Status BlockStore::FlushRecords(bool sync) {
       unwritten_.Put(meta::AppliedSequenceKey(), meta::EncodeCounter(records_sequence_));
     }
     KVC_CRASH_POINT("records.before_write");
-    const Status written = parts_.meta->Write(unwritten_, false);
+    Status written = parts_.meta->Write(unwritten_, false);
     KVC_CRASH_POINT("records.after_write");
     if (!written.ok()) {
       if (!records_failing_) {

@@ -39,13 +39,10 @@ int ApplyToFlags(InodeRecord& record, const std::string& name, const std::string
   return 0;
 }
 
-}  // namespace
-
-struct stat TieredFileTree::StatOf(FileNode& node) {
-  if (node.slot != 0) content_.RefreshFromDisk(node);
-  const InodeRecord& record = node.record;
+// All but the blocks, which also depend on where the content is.
+struct stat AttrOf(Ino ino, const InodeRecord& record) {
   struct stat attr {};
-  attr.st_ino = node.ino;
+  attr.st_ino = ino;
   attr.st_mode = record.mode;
   attr.st_nlink = record.nlink;
   attr.st_uid = record.uid;
@@ -56,19 +53,27 @@ struct stat TieredFileTree::StatOf(FileNode& node) {
   attr.st_atim = TimeOf(record.atime_nanos);
   attr.st_mtim = TimeOf(record.mtime_nanos);
   attr.st_ctim = TimeOf(record.ctime_nanos);
-  const uint64_t pages = (record.size + 4095) / 4096 * 8;
+  return attr;
+}
+
+}  // namespace
+
+struct stat TieredFileTree::StatOf(FileNode& node) {
+  if (node.slot != 0) content_.RefreshFromDisk(node);
+  struct stat attr = AttrOf(node.ino, node.record);
+  const uint64_t pages = (node.record.size + 4095) / 4096 * 8;
   attr.st_blocks = static_cast<blkcnt_t>(pages);
-  if (!record.IsRegular()) {
+  if (!node.record.IsRegular()) {
     attr.st_blocks = 0;
   } else if (content_.WhereIs(node) == Where::kDisk) {
-    attr.st_blocks = static_cast<blkcnt_t>(record.blocks);
+    attr.st_blocks = static_cast<blkcnt_t>(node.record.blocks);
   } else if (node.file != nullptr) {
     struct stat now {};  // a sparse file in the making
     if (::fstat(node.file->get(), &now) == 0) {
       attr.st_blocks = std::min(now.st_blocks, static_cast<blkcnt_t>(pages));
     }
-  } else if (record.blocks > 0) {
-    attr.st_blocks = static_cast<blkcnt_t>(std::min(record.blocks, pages));
+  } else if (node.record.blocks > 0) {
+    attr.st_blocks = static_cast<blkcnt_t>(std::min(node.record.blocks, pages));
   }
   return attr;
 }
@@ -167,7 +172,7 @@ FsStatus TieredFileTree::SetXattr(const Caller& caller, Ino ino, const std::stri
   const bool again = caller.resent && *before && **before == value;
   if ((flags & XATTR_CREATE) != 0 && *before && !again) return Fail(EEXIST);
   if ((flags & XATTR_REPLACE) != 0 && !*before) return Fail(ENODATA);
-  RecordChanges changes(store_);
+  RecordChanges changes(store_, {*node});
   InodeRecord& record = changes.Of(*node);
   if (record.nlink == 0 && record.IsDirectory()) return Fail(ENOENT);
   if (const int wrong = ApplyToFlags(record, name, &value)) return Fail(wrong);
@@ -209,7 +214,7 @@ FsStatus TieredFileTree::RemoveXattr(const Caller& caller, Ino ino, const std::s
   const FsResult<std::optional<std::string>> before = store_.GetXattr(ino, name);
   if (!before) return Fail(before.error().value);
   if (!*before) return caller.resent ? FsStatus() : Fail(ENODATA);
-  RecordChanges changes(store_);
+  RecordChanges changes(store_, {*node});
   InodeRecord& record = changes.Of(*node);
   (void)ApplyToFlags(record, name, nullptr);
   record.ctime_nanos = NowNanos();

@@ -22,6 +22,7 @@ using iouring::SlotState;
 
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kGrowthStep = 1u << 20;
+constexpr uint32_t kChanged = iouring::kSlotDirty | iouring::kSlotWriting;
 
 uint64_t RoundUp(uint64_t bytes) {
   return (bytes + kPage - 1) / kPage * kPage;
@@ -423,7 +424,7 @@ Status FileContent::ReadEntry(FileNode& node, const StableVersion& stable,
   const iouring::EntryMeta meta = EntryOf(node.ino, root, stable);
   for (;;) {
     if (parts_.segments == nullptr) return Error{Code::kIo, "its bytes are in the NVMe tier"};
-    const Status got = parts_.segments->Read(from.place, meta, into);
+    Status got = parts_.segments->Read(from.place, meta, into);
     if (got.ok()) return got;
     if (got.code() != Code::kStale && got.code() != Code::kCorrupt) return got;
     MutexLock lock(node.attr);  // reclaim may have moved it meanwhile
@@ -461,7 +462,7 @@ Status FileContent::Load(FileNode& node) {
     return {};
   };
   Result<Fd> file = parts_.slots->OpenFile(*slot, O_RDWR);
-  const Status filled = file.ok() ? fill(*file) : Status(file.error());
+  Status filled = file.ok() ? fill(*file) : Status(file.error());
   if (!filled.ok()) {
     parts_.slots->Free(*slot);
     return filled;
@@ -557,15 +558,23 @@ bool FileContent::IsUnused(SlotId slot) const {
   return true;
 }
 
+Ino FileContent::WaitsForCopy(SlotId slot) {
+  const SlotRecord& record = parts_.slots->record(slot);
+  const SlotState state = record.state.load();
+  if (state != SlotState::kFile && state != SlotState::kDiskFile) return 0;
+  const Ino ino = record.ino.load();
+  return table_.WithoutLoading(ino, [&](const NodeRef& node) KVC_NO_ANALYSIS -> Ino {
+    std::unique_lock<std::mutex> attr;
+    if (node != nullptr) attr = std::unique_lock(node->attr.native());
+    if (record.state.load() != state || record.ino.load() != ino) return 0;
+    return (record.flags & kChanged) == iouring::kSlotDirty ? ino : 0;
+  });
+}
+
 bool FileContent::TryEvict(SlotId slot) {
   SlotRecord& record = parts_.slots->record(slot);
-  constexpr uint32_t kBusy = iouring::kSlotDirty | iouring::kSlotWriting;
-  const auto may_go = [&] {
-    return record.state.load() == SlotState::kFile && record.readers + record.writers == 0 &&
-           (record.flags & kBusy) == 0 && record.place.valid();
-  };
-  if (!may_go()) return false;
-  const Ino ino = record.ino;
+  if (record.state.load() != SlotState::kFile) return false;
+  const Ino ino = record.ino.load();
   return table_.WithoutLoading(ino, [&](const NodeRef& node) KVC_NO_ANALYSIS {
     std::unique_lock<std::shared_mutex> content;
     std::unique_lock<std::mutex> attr;
@@ -575,9 +584,13 @@ bool FileContent::TryEvict(SlotId slot) {
       if (!content.owns_lock()) return false;
       attr = std::unique_lock(node->attr.native());
       if (node->slot != slot) return false;
-      node->file.reset();
     }
-    if (!may_go() || record.ino != ino) return false;
+    if (record.state.load() != SlotState::kFile || record.ino.load() != ino) return false;
+    if (record.readers + record.writers > 0 || (record.flags & kChanged) != 0 ||
+        !record.place.valid()) {
+      return false;
+    }
+    if (node != nullptr) node->file.reset();
     if (record.backing_id != 0 && parts_.backing != nullptr) {
       parts_.backing->CloseBacking(record.backing_id);
       record.backing_id = 0;

@@ -94,6 +94,9 @@ class FileContent {
 
   // True if it was evicted: closed, unmapped, clean.
   bool TryEvict(iouring::SlotId slot);
+  // The file of a slot (of either state) whose changes are published and in no durable place, or 0.
+  // Not under node.attr.
+  Ino WaitsForCopy(iouring::SlotId slot);
   // The meta of the entry that holds a version of a file of that tree. Not under node.attr.
   iouring::EntryMeta EntryOf(Ino ino, Ino root, const StableVersion& version);
   // Nobody has the slot's file open or mapped.

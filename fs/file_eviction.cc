@@ -10,7 +10,6 @@ namespace {
 using iouring::EntryKind;
 using iouring::Fate;
 using iouring::SlotRecord;
-using iouring::SlotState;
 
 // Enough to choose the coldest among, and soon looked through.
 constexpr size_t kShedCandidates = 4096;
@@ -44,11 +43,7 @@ void TieredFileTree::Lease(FileNode& node, Look look) {
 }
 
 void TieredFileTree::WriteBackSoon(iouring::SlotId slot) {
-  const SlotRecord& record = parts_.slots->record(slot);
-  constexpr uint32_t kChanged = iouring::kSlotDirty | iouring::kSlotWriting;
-  if (record.state.load() != SlotState::kFile || (record.flags & kChanged) != iouring::kSlotDirty)
-    return;
-  write_back_.CopySoon(record.ino);
+  if (const Ino ino = content_.WaitsForCopy(slot); ino != 0) write_back_.CopySoon(ino);
 }
 
 bool TieredFileTree::RemoveEverywhere(const NodeRef& node, Why why) {
@@ -58,7 +53,7 @@ bool TieredFileTree::RemoveEverywhere(const NodeRef& node, Why why) {
   {
     MutexLock names(names_);
     path = PathOf(node->ino);
-    RecordChanges changes(store_);
+    RecordChanges changes(store_, {node});
     InodeRecord& record = changes.Of(node);
     const bool in_use = [&]() KVC_NO_ANALYSIS {
       if (node->gone) return true;

@@ -98,7 +98,7 @@ std::string TieredFileTree::PathOf(Ino ino) {
   for (int depth = 0; depth < 64; ++depth) {
     const FsResult<std::optional<InodeRecord>> record = store_.GetInode(ino);
     if (!record || !*record || (*record)->parent == 0) break;
-    path = "/" + (*record)->name + path;
+    path.insert(0, "/").insert(1, (*record)->name);
     ino = (*record)->parent;
   }
   return path;
@@ -133,7 +133,8 @@ void TieredFileTree::Forget(Ino ino, uint64_t lookups) {
   if (node == nullptr) return;
   MutexLock lock(node->attr);
   node->lookups = std::max<int64_t>(0, node->lookups - static_cast<int64_t>(lookups));
-  if (node->gone && node->lookups == 0) table_.Remove(ino);
+  // Not while it has a slot: that belongs to the node which the table finds.
+  if (node->gone && node->lookups == 0 && node->slot == 0) table_.Remove(ino);
 }
 
 // ---- making
@@ -169,49 +170,53 @@ FsResult<NodeRef> TieredFileTree::MakeInode(const Caller& caller, Ino parent,
   if (!number) return Fail(number.error().value);
 
   const int64_t now = NowNanos();
-  const auto node = std::make_shared<FileNode>(InoOf(*number));
-  RecordChanges changes(store_);
-  InodeRecord& record = changes.Of(node);
-  record.mode = what.mode;
-  record.uid = caller.uid;
-  record.gid = caller.gid;
-  record.nlink = record.IsDirectory() ? 2 : 1;
-  record.atime_nanos = record.mtime_nanos = record.ctime_nanos = now;
-  record.device = what.device;
-  record.target = what.target;
-  record.size = (what.mode & S_IFMT) == S_IFLNK ? what.target.size() : 0;
-  record.parent = parent;
-  record.name = name;
-  record.Set(InodeRecord::kUnpublished, what.unpublished);
-  if (record.IsRegular() && !what.unpublished) {
-    record.version = 1;  // mknod: an empty file that is there
-    record.stable = {1, 0, now, {}};
-  }
+  InodeRecord above;
   {
     MutexLock lock((*directory)->attr);
-    const InodeRecord& above = (*directory)->record;
+    above = (*directory)->record;
+  }
+  const auto node = std::make_shared<FileNode>(InoOf(*number));
+  const bool is_directory = (what.mode & S_IFMT) == S_IFDIR;
+  {
+    RecordChanges changes(store_, {node, is_directory ? *directory : nullptr});
+    InodeRecord& record = changes.Of(node);
+    record.mode = what.mode;
+    record.uid = caller.uid;
+    record.gid = caller.gid;
+    record.nlink = is_directory ? 2 : 1;
+    record.atime_nanos = record.mtime_nanos = record.ctime_nanos = now;
+    record.device = what.device;
+    record.target = what.target;
+    record.size = (what.mode & S_IFMT) == S_IFLNK ? what.target.size() : 0;
+    record.parent = parent;
+    record.name = name;
+    record.Set(InodeRecord::kUnpublished, what.unpublished);
+    if (record.IsRegular() && !what.unpublished) {
+      record.version = 1;  // mknod: an empty file that is there
+      record.stable = {1, 0, now, {}};
+    }
     record.root = above.root;
     record.flags |= above.flags & (InodeRecord::kNeverEvict | InodeRecord::kOnDisk);
     if ((above.mode & S_ISGID) != 0) {
       record.gid = above.gid;
-      if (record.IsDirectory()) record.mode |= S_ISGID;
+      if (is_directory) record.mode |= S_ISGID;
     }
+    if (there->entry) {  // led nowhere
+      store_.RemoveEntry(changes.batch(), parent, name, there->entry->cookie);
+    }
+    store_.AddEntry(changes.batch(), parent, name, node->ino, what.mode, *number);
+    if (is_directory) {
+      InodeRecord& parent_record = changes.Of(*directory);
+      ++parent_record.nlink;
+      parent_record.mtime_nanos = parent_record.ctime_nanos = now;
+    }
+    store_.Remember(changes.batch(), caller.unique, node->ino);
+    const FsStatus written = changes.Write();
+    if (!written) return Fail(written.error().value);
   }
-  if (there->entry) {  // led nowhere
-    store_.RemoveEntry(changes.batch(), parent, name, there->entry->cookie);
-  }
-  store_.AddEntry(changes.batch(), parent, name, node->ino, what.mode, *number);
-  if (record.IsDirectory()) {
-    InodeRecord& above = changes.Of(*directory);
-    ++above.nlink;
-    above.mtime_nanos = above.ctime_nanos = now;
-  }
-  store_.Remember(changes.batch(), caller.unique, node->ino);
-  const FsStatus written = changes.Write();
-  if (!written) return Fail(written.error().value);
-  (record.IsDirectory() ? directories_ : files_) += 1;
+  (is_directory ? directories_ : files_) += 1;
   table_.Insert(node);
-  if (!record.IsDirectory()) TouchDirectory(**directory, now);
+  if (!is_directory) TouchDirectory(**directory, now);
   return node;
 }
 
@@ -265,7 +270,7 @@ FsResult<EntryReply> TieredFileTree::Link(const Caller& caller, Ino ino, Ino par
   if (!cookie) return Fail(cookie.error().value);
   const int64_t now = NowNanos();
   {
-    RecordChanges changes(store_);
+    RecordChanges changes(store_, {*node});
     InodeRecord& record = changes.Of(*node);
     if (record.IsDirectory()) return Fail(EPERM);
     if (record.nlink == 0) return Fail(ENOENT);
@@ -317,16 +322,18 @@ FsStatus TieredFileTree::Unlink(const Caller& caller, Ino parent, const std::str
     if (!named) return Fail(named.error().value);
     if (!named->entry) return Fail(ENOENT);
     const int64_t now = NowNanos();
-    RecordChanges changes(store_);
-    store_.RemoveEntry(changes.batch(), parent, name, named->entry->cookie);
-    store_.Remember(changes.batch(), caller.unique, 0);
-    if (named->node != nullptr) {
-      if (changes.Of(named->node).IsDirectory()) return Fail(EISDIR);
-      if (DropName(changes, named->node, parent, name, now)) removed = named->node;
+    {
+      RecordChanges changes(store_, {named->node});
+      store_.RemoveEntry(changes.batch(), parent, name, named->entry->cookie);
+      store_.Remember(changes.batch(), caller.unique, 0);
+      if (named->node != nullptr) {
+        if (changes.Of(named->node).IsDirectory()) return Fail(EISDIR);
+        if (DropName(changes, named->node, parent, name, now)) removed = named->node;
+      }
+      const FsStatus written =
+          changes.Write([this](FileNode& node) KVC_NO_ANALYSIS { MarkGone(node); });
+      if (!written) return written;
     }
-    const FsStatus written =
-        changes.Write([this](FileNode& node) KVC_NO_ANALYSIS { MarkGone(node); });
-    if (!written) return written;
     TouchDirectory(**directory, now);
   }
   if (removed != nullptr) DiscardContent(removed);
@@ -351,7 +358,7 @@ FsStatus TieredFileTree::RemoveDirectory(const Caller& caller, Ino parent,
   const FsResult<bool> empty = store_.IsEmpty(named->node->ino);
   if (!empty) return Fail(empty.error().value);
   const int64_t now = NowNanos();
-  RecordChanges changes(store_);
+  RecordChanges changes(store_, {named->node, *directory});
   if (!changes.Of(named->node).IsDirectory()) return Fail(ENOTDIR);
   if (!*empty) return Fail(ENOTEMPTY);
   store_.RemoveEntry(changes.batch(), parent, name, named->entry->cookie);
@@ -453,7 +460,9 @@ FsStatus TieredFileTree::Rename(const Caller& caller, Ino parent, const std::str
     }
     const int64_t now = NowNanos();
     {
-      RecordChanges changes(store_);
+      const bool links_move = is_directory && moves;
+      RecordChanges changes(store_, {from->node, to->node, links_move ? *from_dir : nullptr,
+                                     links_move || over_directory ? *to_dir : nullptr});
       InodeRecord& record = changes.Of(from->node);
       if (to->node != nullptr && DropName(changes, to->node, new_parent, new_name, now)) {
         removed = to->node;
@@ -467,8 +476,8 @@ FsStatus TieredFileTree::Rename(const Caller& caller, Ino parent, const std::str
       record.parent = new_parent;
       record.name = new_name;
       record.ctime_nanos = now;
-      if (is_directory && moves) --changes.Of(*from_dir).nlink;
-      if (is_directory && moves) ++changes.Of(*to_dir).nlink;
+      if (links_move) --changes.Of(*from_dir).nlink;
+      if (links_move) ++changes.Of(*to_dir).nlink;
       if (over_directory) --changes.Of(*to_dir).nlink;
       store_.Remember(changes.batch(), caller.unique, 0);
       const FsStatus written =
@@ -488,7 +497,7 @@ FsStatus TieredFileTree::RenameExchange(const Caller& caller, const NodeRef& fro
                                         const Named& to) {
   const int64_t now = NowNanos();
   {
-    RecordChanges changes(store_);
+    RecordChanges changes(store_, {from.node, to.node, from_dir, to_dir});
     const auto put = [&](const Named& what, const NodeRef& old_dir, const std::string& old_name,
                          const NodeRef& new_dir, const std::string& at_name, uint64_t cookie) {
       InodeRecord& record = changes.Of(what.node);
@@ -561,7 +570,7 @@ FsResult<Ino> TieredFileTree::MakeRoot(uid_t uid, gid_t gid, mode_t mode,
   const FsResult<uint64_t> number = store_.NextNumber();
   if (!number) return Fail(number.error().value);
   const auto node = std::make_shared<FileNode>(InoOf(*number));
-  RecordChanges changes(store_);
+  RecordChanges changes(store_, {node});
   InodeRecord& record = changes.Of(node);
   record.mode = S_IFDIR | (mode & 07777);
   record.uid = uid;
@@ -589,8 +598,7 @@ FsStatus TieredFileTree::RemoveRoot(Ino root) {
   const FsResult<bool> empty = store_.IsEmpty(root);
   if (!empty) return Fail(empty.error().value);
   if (!*empty) return Fail(ENOTEMPTY);
-  RecordChanges changes(store_);
-  (void)changes.Of(*node);
+  RecordChanges changes(store_, {*node});
   changes.Delete(*node);
   return changes.Write([this](FileNode& gone) KVC_NO_ANALYSIS { MarkGone(gone); });
 }

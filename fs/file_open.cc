@@ -282,8 +282,7 @@ FsStatus TieredFileTree::Release(Ino ino, uint64_t handle) {
 void TieredFileTree::RemoveOrphan(const NodeRef& node) {
   {
     MutexLock names(names_);
-    RecordChanges changes(store_);
-    (void)changes.Of(node);
+    RecordChanges changes(store_, {node});
     const bool wanted = [&]() KVC_NO_ANALYSIS { return node->gone || content_.IsOpen(*node); }();
     if (wanted) return;
     changes.Delete(node);

@@ -12,7 +12,6 @@ namespace kvcfs::fs {
 namespace {
 
 using iouring::SlotRecord;
-using iouring::SlotState;
 using Where = FileContent::Where;
 
 constexpr uint32_t kChanged = iouring::kSlotDirty | iouring::kSlotWriting;
@@ -401,12 +400,8 @@ Status FileWriteBack::All() {
   // A writer that comes in between makes a second round; what is being written is left alone.
   for (int round = 0; round < 4; ++round) {
     std::vector<Ino> dirty;
-    parts_.slots->ForEach([&](iouring::SlotId, SlotRecord& slot) {
-      const SlotState state = slot.state.load();
-      if ((state == SlotState::kFile || state == SlotState::kDiskFile) &&
-          (slot.flags & kChanged) == iouring::kSlotDirty) {
-        dirty.push_back(slot.ino);
-      }
+    parts_.slots->ForEach([&](iouring::SlotId slot, const SlotRecord&) {
+      if (const Ino ino = content_.WaitsForCopy(slot); ino != 0) dirty.push_back(ino);
     });
     if (dirty.empty()) break;
     for (const Ino ino : dirty) {

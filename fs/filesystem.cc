@@ -67,12 +67,10 @@ int ErrnoOf(Code code) {
       return ENOENT;
     case Code::kCancelled:
       return EINTR;
-    case Code::kCorrupt:
-      return EIO;
     case Code::kNoSpace:
       return ENOSPC;
+    case Code::kCorrupt:
     case Code::kIo:
-      return EIO;
     case Code::kInternal:
       return EIO;
     case Code::kNotEmpty:

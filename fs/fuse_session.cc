@@ -24,6 +24,7 @@
 
 #ifndef FUSE_DEV_IOC_BACKING_OPEN
 // Source: include/uapi/linux/fuse.h of Linux 6.9; Debian 12's headers are older.
+// NOLINTNEXTLINE(readability-identifier-naming): the kernel's name.
 struct fuse_backing_map {
   int32_t fd;
   uint32_t flags;

@@ -13,10 +13,10 @@
 namespace kvcfs::iouring {
 namespace {
 
-constexpr uint64_t kHeadBytes = 2 * kPageBytes;          // header, and the first entry's
-constexpr uint64_t kTailBytes = 64 * 1024;               // footer and a table of 426 entries
-constexpr uint64_t kWindowBytesMin = 64 * 1024;          // a header and some small entries
-constexpr uint64_t kWindowBytesMax = uint64_t{4} << 20;  // four pieces in flight
+constexpr uint64_t kHeadBytes = 2 * kPageBytes;           // header, and the first entry's
+constexpr uint64_t kTailBytes = uint64_t{64} << 10;       // footer and a table of 426 entries
+constexpr uint64_t kWindowBytesMin = uint64_t{64} << 10;  // a header and some small entries
+constexpr uint64_t kWindowBytesMax = uint64_t{4} << 20;   // four pieces in flight
 
 bool AllZero(std::span<const std::byte> page) {
   return std::all_of(page.begin(), page.end(), [](std::byte b) { return b == std::byte{0}; });

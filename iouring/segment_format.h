@@ -20,9 +20,9 @@ namespace kvcfs::iouring {
 
 static_assert(std::endian::native == std::endian::little, "the format is written as it lies");
 
-inline constexpr uint64_t kCrcChunkBytes = 64 * 1024;
+inline constexpr uint64_t kCrcChunkBytes = uint64_t{64} << 10;
 inline constexpr uint32_t kFormatVersion = 1;
-inline constexpr uint64_t kSegmentBytesMin = 256 * 1024;
+inline constexpr uint64_t kSegmentBytesMin = uint64_t{256} << 10;
 inline constexpr uint64_t kSegmentBytesMax = uint64_t{1} << 32;
 inline constexpr const char* kSuperblockName = "superblock";
 

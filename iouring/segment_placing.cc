@@ -36,10 +36,10 @@ bool SegmentWriter::StageMany() {
 }
 
 bool SegmentWriter::StageOne(LaneState& lane) {
-  auto& queue = queues_[static_cast<size_t>(lane.lane)];
   Item* item = nullptr;
   {
     MutexLock lock(mutex_);
+    auto& queue = queues_[static_cast<size_t>(lane.lane)];
     if (!queue.empty()) item = &queue.front();  // others only add at the other end
   }
   if (item == nullptr) return false;
@@ -59,7 +59,7 @@ bool SegmentWriter::StageOne(LaneState& lane) {
   {
     MutexLock lock(mutex_);
     pending->item = std::move(*item);
-    queue.pop_front();
+    queues_[static_cast<size_t>(lane.lane)].pop_front();
   }
   pending->meta = pending->item.request.meta;
   pending->meta.origin = pending->item.origin;

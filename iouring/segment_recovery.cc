@@ -305,7 +305,7 @@ class Recovery {
     if (age <= scan_after_) return;
     Visit visit{entry.meta, {number, entry.offset_4k, age}};
     visit.meta.sequence = age;
-    visits_.push_back(std::move(visit));
+    visits_.push_back(visit);
   }
 
   // So that it is decided by its table from now on, whatever else lies in it.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 
 #include <fcntl.h>
@@ -30,6 +31,21 @@ constexpr uint32_t kIndexVersion = 1;
 
 uint64_t RoundUp(uint64_t bytes) {
   return (bytes + kPage - 1) / kPage * kPage;
+}
+
+// Takes a free record into use. Others may look at its atomics at any time; the rest is plain
+// memory.
+void BeginMaking(SlotRecord& record, uint64_t reserved_bytes) {
+  constexpr size_t kInoAt = offsetof(SlotRecord, ino), kInoEnd = kInoAt + sizeof record.ino;
+  static_assert(offsetof(SlotRecord, state) == 0);
+  const uint32_t generation = record.generation + 1;
+  auto* bytes = reinterpret_cast<std::byte*>(&record);
+  std::memset(bytes + sizeof record.state, 0, kInoAt - sizeof record.state);
+  record.ino.store(0, std::memory_order_relaxed);
+  std::memset(bytes + kInoEnd, 0, sizeof record - kInoEnd);
+  record.generation = generation;
+  record.reserved_bytes = reserved_bytes;
+  record.state.store(SlotState::kMaking, std::memory_order_release);
 }
 
 std::string FileName(SlotId slot) {
@@ -109,12 +125,7 @@ Result<SlotId> SlotTier::Create(uint64_t reserve_bytes, Fd* file) {
     free_.pop_back();
     used_bytes_ += bytes;
   }
-  SlotRecord& record = records_[slot];
-  const uint32_t generation = record.generation + 1;
-  std::memset(static_cast<void*>(&record), 0, sizeof record);
-  record.generation = generation;
-  record.reserved_bytes = bytes;
-  record.state.store(SlotState::kMaking, std::memory_order_release);
+  BeginMaking(records_[slot], bytes);
 
   const std::string name = FileName(slot);
   // A file of that name can only be what a crash left between unlink and the record.
@@ -138,11 +149,7 @@ Result<SlotId> SlotTier::CreateRecord() {
   if (free_.empty()) return Error{Code::kNoSpace, "DRAM tier: the slot table is full"};
   const SlotId slot = free_.back();
   free_.pop_back();
-  SlotRecord& record = records_[slot];
-  const uint32_t generation = record.generation + 1;
-  std::memset(static_cast<void*>(&record), 0, sizeof record);
-  record.generation = generation;
-  record.state.store(SlotState::kMaking, std::memory_order_release);
+  BeginMaking(records_[slot], 0);
   return slot;
 }
 

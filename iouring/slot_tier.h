@@ -42,16 +42,17 @@ inline constexpr uint32_t kSlotWriting =
     16;  // file: a writer has it open, content is not published
 
 // One slot's state, in memory that outlives the daemon. `state` is written last when a slot is
-// taken into use and first when it is given up.
+// taken into use and first when it is given up. What is atomic may be looked at without the owner's
+// lock: it tells whose lock that is.
 struct SlotRecord {
   std::atomic<SlotState> state;
   uint32_t generation;  // counts the reuse of this slot
   uint32_t flags;
   uint32_t namespace_id;
-  uint64_t ino;             // the inode the kernel knows it by
-  uint64_t length;          // bytes, once published
-  uint64_t reserved_bytes;  // what it counts for in the tier
-  uint64_t version;         // files
+  std::atomic<uint64_t> ino;  // the inode the kernel knows it by
+  uint64_t length;            // bytes, once published
+  uint64_t reserved_bytes;    // what it counts for in the tier
+  uint64_t version;           // files
   int64_t mtime_nanos;
   BlockKey key;     // blocks and pending
   BlockKey parent;  // blocks and pending
@@ -66,6 +67,7 @@ struct SlotRecord {
   uint8_t unused[88];
 };
 static_assert(sizeof(SlotRecord) == 256);
+static_assert(std::atomic<uint64_t>::is_always_lock_free);
 
 struct SlotTierOptions {
   std::string directory;  // the tmpfs is mounted here by the caller; any tmpfs dir in tests

@@ -143,6 +143,7 @@ struct ChainIndex::Rep {
 
   struct Link {
     uint32_t parent = 0, run = 0;
+    // NOLINTNEXTLINE(modernize-use-nullptr): takes the 0 of <=> for a pointer.
     friend auto operator<=>(const Link&, const Link&) = default;
   };
   const std::vector<Link>& Links();

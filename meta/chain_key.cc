@@ -18,9 +18,9 @@ struct FreeContext {
 // OpenSSL 3 looks a digest up by name each time it is asked for one: fetched once a process, and
 // one context a thread.
 const EVP_MD* Digest() {
-  static const EVP_MD* const kDigest = EVP_MD_fetch(nullptr, "SHA256", nullptr);
-  KVC_CHECK(kDigest != nullptr);
-  return kDigest;
+  static const EVP_MD* const digest = EVP_MD_fetch(nullptr, "SHA256", nullptr);
+  KVC_CHECK(digest != nullptr);
+  return digest;
 }
 
 }  // namespace

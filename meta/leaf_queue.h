@@ -18,6 +18,7 @@ class LeafQueue {
     uint32_t second = 0;
     uint32_t run = 0;
 
+    // NOLINTNEXTLINE(modernize-use-nullptr): takes the 0 of <=> for a pointer.
     friend auto operator<=>(const Entry&, const Entry&) = default;
   };
 

@@ -218,7 +218,7 @@ void SlotTable::Publish(const Image& image, size_t first, uint32_t depth,
       StoreWord(directory_ + i * kEntryWords + word, entry[word]);
     }
   }
-  bucket_count_ += image.pages * kPageBuckets;
+  bucket_count_ += size_t{image.pages} * kPageBuckets;
 }
 
 bool SlotTable::Grow(uint64_t hash) {
@@ -231,7 +231,7 @@ bool SlotTable::Grow(uint64_t hash) {
   for (uint32_t pages = now; pages < kSegmentPagesMax;) {
     pages = std::min(pages + step, kSegmentPagesMax);
     if (!image.Fill(slots, pages)) continue;
-    bucket_count_ -= now * kPageBuckets;
+    bucket_count_ -= size_t{now} * kPageBuckets;
     Publish(image, segment.first, segment.depth, segment.pages);
     return true;
   }
@@ -296,7 +296,7 @@ void SlotTable::CheckInvariants() const {
     for (size_t at = 0; at < span * kEntryWords; ++at) {
       KVC_CHECK(entry[at] == entry[at % kEntryWords]);
     }
-    buckets += pages * kPageBuckets;
+    buckets += size_t{pages} * kPageBuckets;
     for (uint32_t b = 0; b < pages * kPageBuckets; ++b) {
       const uint64_t* const bucket = BucketAt(entry, b);
       KVC_CHECK(bucket[0] == bucket[kBucketVersionEnd] && bucket[0] % 2 == 0);

@@ -1,6 +1,8 @@
 // The kvcfs command: understands the line and calls the verb.
 #include <clocale>
 #include <csignal>
+#include <cstdio>
+#include <exception>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -35,9 +37,7 @@ std::string Explain(const CLI::App& app, const CLI::ParseError& error, int argc,
   return error.what();
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int Main(int argc, char** argv) {
   // `kvcfs lookup ... | head` ends with a message, not by a signal.
   std::signal(SIGPIPE, SIG_IGN);
   CLI::App app("A filesystem for LLM key-value cache: tiered, prefix-aware, shared.", "kvcfs");
@@ -65,4 +65,15 @@ int main(int argc, char** argv) {
     return kvcfs::tools::kExitMisused;
   }
   return exit_code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return Main(argc, argv);
+  } catch (const std::exception& error) {  // of CLI11, fmt and the standard library
+    std::fprintf(stderr, "kvcfs: %s\n", error.what());
+    return kvcfs::tools::kExitFailed;
+  }
 }

@@ -149,7 +149,7 @@ class SignalThread {
   }
   ~SignalThread() {
     over_ = true;
-    pthread_kill(thread_.native_handle(), SIGTERM);
+    pthread_kill(thread_.native_handle(), SIGINT);  // it waits for that one too
     thread_.join();
   }
 

@@ -49,7 +49,11 @@ class Random {
   uint64_t Poisson(double mean) {
     const double limit = std::exp(-mean);
     uint64_t count = 0;
-    for (double product = Uniform(); product > limit; product *= Uniform()) ++count;
+    double product = Uniform();
+    while (product > limit) {
+      ++count;
+      product *= Uniform();
+    }
     return count;
   }
 

@@ -298,6 +298,7 @@ Result<ReplayResult> Replay(const Trace& trace, const ReplayOptions& options,
   {
     Sampler sampler(options, hooks, progress, order.size());
     std::vector<std::thread> threads;
+    threads.reserve(workers.size());
     for (const auto& worker : workers) threads.emplace_back(work, std::ref(*worker));
     for (std::thread& thread : threads) thread.join();
     total.seconds = static_cast<double>(NanosSince(begin)) * 1e-9;

@@ -196,7 +196,7 @@ int Supervise(NodeOptions node) {
   for (;;) {
     const auto started = std::chrono::steady_clock::now();
     const pid_t child = ::fork();
-    if (child < 0) return Fail(kVerb, fmt::format("cannot fork: {}", std::strerror(errno)));
+    if (child < 0) return Fail(kVerb, ErrnoError(errno, "fork").text);
     if (child == 0) {
       ::signal(SIGTERM, SIG_DFL);
       ::signal(SIGINT, SIG_IGN);  // ^C reaches the whole group; the supervisor passes it on

@@ -23,14 +23,14 @@ constexpr size_t kBlockBytes = 256 << 10;
 
 // All names in KVC_CRASH_POINT("...") of the source.
 std::vector<std::string> CrashPoints() {
-  static const std::regex kPoint("KVC_CRASH_POINT\\(\"([^\"]+)\"\\)");
+  static const std::regex point("KVC_CRASH_POINT\\(\"([^\"]+)\"\\)");
   std::set<std::string> names;
   for (const char* folder : {"iouring", "rdma", "meta", "fs", "tools"}) {
     for (const auto& entry : std::filesystem::recursive_directory_iterator(
              std::string(KVC_SOURCE_DIR) + "/" + folder)) {
       if (entry.path().extension() != ".cc") continue;
       const std::string text = ReadWhole(entry.path()).value_or("");
-      for (std::sregex_iterator it(text.begin(), text.end(), kPoint), end; it != end; ++it) {
+      for (std::sregex_iterator it(text.begin(), text.end(), point), end; it != end; ++it) {
         names.insert((*it)[1]);
       }
     }

@@ -58,14 +58,14 @@ std::vector<std::string> SourceFiles() {
 }
 
 std::vector<Include> IncludesOf(const std::string& file) {
-  static const std::regex kInclude("^\\s*#\\s*include\\s*\"([^\"]+)\"");
+  static const std::regex include_line("^\\s*#\\s*include\\s*\"([^\"]+)\"");
   std::vector<Include> includes;
   std::ifstream in(stdfs::path(KVC_SOURCE_DIR) / file);
   int number = 0;
   for (std::string line; std::getline(in, line);) {
     ++number;
     std::smatch match;
-    if (std::regex_search(line, match, kInclude)) includes.push_back({file, number, match[1]});
+    if (std::regex_search(line, match, include_line)) includes.push_back({file, number, match[1]});
   }
   return includes;
 }
@@ -128,7 +128,7 @@ TEST(Tidy, FilesFitInTheHead) {
 TEST(Tidy, EveryPromiseNamesATestThatIsThere) {
   // In fs/SEMANTICS.md the last cell of a row holds `file_test: Name`, `Name` ... in backquotes.
   std::ifstream in(stdfs::path(KVC_SOURCE_DIR) / "fs/SEMANTICS.md");
-  static const std::regex kQuoted("`([^`]+)`");
+  static const std::regex quoted("`([^`]+)`");
   int promises = 0;
   for (std::string line; std::getline(in, line);) {
     if (line.rfind("| **", 0) != 0) continue;
@@ -137,7 +137,7 @@ TEST(Tidy, EveryPromiseNamesATestThatIsThere) {
     const std::string cell = line.substr(begin, end - begin);
     std::string text;  // of the file that the names are of
     bool any = false;
-    for (auto it = std::sregex_iterator(cell.begin(), cell.end(), kQuoted);
+    for (auto it = std::sregex_iterator(cell.begin(), cell.end(), quoted);
          it != std::sregex_iterator(); ++it) {
       std::string words = (*it)[1];
       std::string test = words;

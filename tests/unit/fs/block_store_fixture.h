@@ -1,6 +1,7 @@
 // A BlockStore on real parts in temporary directories, without FUSE; can crash and come back.
 #pragma once
 
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -16,6 +17,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/mutex.h"
 #include "fs/block_store.h"
 #include "iouring/segment_store.h"
 #include "iouring/slot_tier.h"
@@ -27,23 +29,36 @@ namespace kvcfs::fs {
 // Passthrough that only hands out numbers, and knows which are out.
 class CountedBacking final : public BackingOpener {
  public:
-  bool on = true;
-  std::set<uint32_t> open;
+  std::atomic<bool> on = true;
 
   bool enabled() const override { return on; }
   Result<uint32_t> OpenBacking(int) override {
-    open.insert(++last_);
+    MutexLock lock(mutex_);
+    open_.insert(++last_);
     return last_;
   }
-  void CloseBacking(uint32_t id) override { EXPECT_EQ(open.erase(id), 1u) << "id " << id; }
+  void CloseBacking(uint32_t id) override {
+    MutexLock lock(mutex_);
+    EXPECT_EQ(open_.erase(id), 1u) << "id " << id;
+  }
+  void CloseAll() {
+    MutexLock lock(mutex_);
+    open_.clear();
+  }
+  bool AllClosed() {
+    MutexLock lock(mutex_);
+    return open_.empty();
+  }
 
  private:
-  uint32_t last_ = 0;
+  Mutex mutex_;
+  std::set<uint32_t> open_ KVC_GUARDED_BY(mutex_);
+  uint32_t last_ KVC_GUARDED_BY(mutex_) = 0;
 };
 
 class NoNotifier final : public Notifier {
  public:
-  int epochs = 0;
+  std::atomic<int> epochs = 0;
   void InvalidateInode(Ino) override {}
   void InvalidateEntry(Ino, const std::string&) override {}
   void BumpEpoch() override { ++epochs; }
@@ -152,7 +167,7 @@ class BlockStoreTest : public testing::Test {
       for (const auto& entry : std::filesystem::directory_iterator(dram_)) {
         std::filesystem::remove(entry.path());
       }
-      backing_.open.clear();
+      backing_.CloseAll();
     }
     options_.resumed = resumed;
     Start();

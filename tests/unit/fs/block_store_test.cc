@@ -158,7 +158,7 @@ TEST_F(BlockStoreTest, AnOpenBlockOutlivesItsDrop) {
       << "nobody has it open any more";
   ASSERT_TRUE(blocks_->Drop(space_.id, keys[0], nullptr));
   EXPECT_EQ(slots_->used_bytes(), 0u);
-  EXPECT_TRUE(backing_.open.empty());
+  EXPECT_TRUE(backing_.AllClosed());
 }
 
 TEST_F(BlockStoreTest, MatchCountsThePrefixAndLeasesIt) {

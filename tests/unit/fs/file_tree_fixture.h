@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -20,6 +21,7 @@
 
 #include "base/fd.h"
 #include "base/log.h"
+#include "base/mutex.h"
 #include "fs/file_tree.h"
 #include "iouring/segment_store.h"
 #include "iouring/slot_tier.h"
@@ -30,32 +32,54 @@ namespace kvcfs::fs {
 // Passthrough without a kernel: an id is a duplicate of the descriptor, to read through.
 class FakeBacking final : public BackingOpener {
  public:
-  bool on = true;
-  std::map<uint32_t, Fd> files;
+  std::atomic<bool> on = true;
 
   bool enabled() const override { return on; }
   Result<uint32_t> OpenBacking(int fd) override {
     const std::string path = "/proc/self/fd/" + std::to_string(fd);
     Fd file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
     if (!file.valid()) return ErrnoError(errno, "open", path);
-    files.emplace(++last_, std::move(file));
+    MutexLock lock(mutex_);
+    files_.emplace(++last_, std::move(file));
     return last_;
   }
-  void CloseBacking(uint32_t id) override { EXPECT_EQ(files.erase(id), 1u) << "id " << id; }
+  void CloseBacking(uint32_t id) override {
+    MutexLock lock(mutex_);
+    EXPECT_EQ(files_.erase(id), 1u) << "id " << id;
+  }
+  // The descriptor of an id, as long as that is open; -1: it is not.
+  int FileOf(uint32_t id) {
+    MutexLock lock(mutex_);
+    const auto found = files_.find(id);
+    return found == files_.end() ? -1 : found->second.get();
+  }
+  void CloseAll() {
+    MutexLock lock(mutex_);
+    files_.clear();
+  }
 
  private:
-  uint32_t last_ = 0;
+  Mutex mutex_;
+  std::map<uint32_t, Fd> files_ KVC_GUARDED_BY(mutex_);
+  uint32_t last_ KVC_GUARDED_BY(mutex_) = 0;
 };
 
 class NotedInvalidations final : public Notifier {
  public:
-  std::set<Ino> inodes;
-  std::set<std::pair<Ino, std::string>> entries;
-  void InvalidateInode(Ino ino) override { inodes.insert(ino); }
+  void InvalidateInode(Ino) override {}
   void InvalidateEntry(Ino parent, const std::string& name) override {
-    entries.emplace(parent, name);
+    MutexLock lock(mutex_);
+    entries_.emplace(parent, name);
   }
   void BumpEpoch() override {}
+  bool Saw(Ino parent, const std::string& name) {
+    MutexLock lock(mutex_);
+    return entries_.contains({parent, name});
+  }
+
+ private:
+  Mutex mutex_;
+  std::set<std::pair<Ino, std::string>> entries_ KVC_GUARDED_BY(mutex_);
 };
 
 class NameSink final : public DirSink {
@@ -168,7 +192,7 @@ class TreeTest : public testing::Test {
   }
   void Crash() {
     Stop();
-    backing_.files.clear();
+    backing_.CloseAll();
     options_.resumed = false;
     Start();
   }
@@ -179,7 +203,7 @@ class TreeTest : public testing::Test {
   }
   void LosePower() {
     Stop();
-    backing_.files.clear();
+    backing_.CloseAll();
     std::filesystem::remove_all(dram_);
     std::filesystem::create_directory(dram_);
     options_.resumed = false;
@@ -262,13 +286,12 @@ class TreeTest : public testing::Test {
     const OpenFile file{entry->ino, *open};
     std::string text;
     if (open->mode == OpenMode::kPassthrough) {  // as the kernel would read
-      const auto found = backing_.files.find(open->backing_id);
-      EXPECT_NE(found, backing_.files.end());
+      const int backing = backing_.FileOf(open->backing_id);
       struct stat now {};
-      EXPECT_EQ(::fstat(found->second.get(), &now), 0);
+      EXPECT_EQ(::fstat(backing, &now), 0);
       EXPECT_EQ(now.st_size, entry->attr.st_size);
       text.resize(static_cast<size_t>(now.st_size));
-      EXPECT_EQ(::pread(found->second.get(), text.data(), text.size(), 0), now.st_size);
+      EXPECT_EQ(::pread(backing, text.data(), text.size(), 0), now.st_size);
     } else {
       text = Read(file, 0, static_cast<size_t>(entry->attr.st_size) + 100);
     }

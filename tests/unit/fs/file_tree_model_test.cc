@@ -245,7 +245,7 @@ class FileTreeModelTest : public TreeTest {
     const bool reads = (one.flags & O_ACCMODE) != O_WRONLY;
     // As the kernel does: passthrough goes to the backing file.
     const bool passthrough = one.file.open.mode == OpenMode::kPassthrough;
-    const int backing = passthrough ? backing_.files[one.file.open.backing_id].get() : -1;
+    const int backing = passthrough ? backing_.FileOf(one.file.open.backing_id) : -1;
     const uint64_t offset = Below(350'000), length = 1 + Below(Below(4) == 0 ? 200'000 : 5000);
     const Ino ino = one.file.ino;
     const uint64_t handle = one.file.open.handle;

@@ -284,7 +284,7 @@ TEST_F(FileTreeTest, OneKindOfOpenAtATime) {
   EXPECT_EQ(writer.open.backing_id, reader.open.backing_id);
   ASSERT_EQ(Write(writer, 0, "new"), 0);
   char seen[3];
-  ASSERT_EQ(::pread(backing_.files[reader.open.backing_id].get(), seen, 3, 0), 3);
+  ASSERT_EQ(::pread(backing_.FileOf(reader.open.backing_id), seen, 3, 0), 3);
   EXPECT_EQ(std::string(seen, 3), "new");
   Close(reader);
   Close(other);
@@ -324,7 +324,7 @@ TEST_F(FileTreeTest, MappedSlotsAreNotEvicted) {
   const Ino ino = Put(root_, "f", Pattern(10'000, 1));
   const OpenFile reader = Open(ino, O_RDONLY);
   // A mapping outlives its descriptor and is not seen by us: here, a duplicate of the backing file.
-  const Fd mapped(::dup(backing_.files[reader.open.backing_id].get()));
+  const Fd mapped(::dup(backing_.FileOf(reader.open.backing_id)));
   Close(reader);
   EvictAll();
   EXPECT_EQ(SlotsInUse(), 1u);
