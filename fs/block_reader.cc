@@ -6,6 +6,7 @@
 #include "base/crash_point.h"
 #include "base/crc32c.h"
 #include "base/log.h"
+#include "fs/about_to_block.h"
 #include "fs/block_metrics.h"
 #include "fs/block_store.h"
 
@@ -59,6 +60,7 @@ FsResult<OpenReply> BlockStore::Open(const Caller& caller, Ino ino, int flags) {
       if (options_.prefetch_blocks > 0 && attempt == 0) PrefetchBehind(*ref);
     }
     fetched = true;
+    AboutToBlock();
     if (!FetchBlock(ns, key).ok()) break;
     metrics.opens_nvme.Add();
   }
@@ -278,6 +280,7 @@ void BlockStore::RunPrefetch() {
 
 FsResult<uint32_t> BlockStore::Crc(Ino ino) {
   // Asked for by people (getfattr), so it may cost a read of the block.
+  AboutToBlock();
   const FsResult<OpenReply> open = Open({}, ino, O_RDONLY);
   if (!open) return Fail(open.error().value);
   FsResult<uint32_t> crc = Fail(EIO);

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "base/log.h"
+#include "fs/about_to_block.h"
 #include "fs/block_metrics.h"
 
 namespace kvcfs::fs {
@@ -157,6 +158,7 @@ void BlockStore::AwaitPublication(NamespaceId ns, const BlockKey& key, MutexLock
     });
   };
   if (!releasing()) return;
+  AboutToBlock();  // its RELEASE may be the next call
   if (published_.wait_for(lock.native(), options_.publish_wait, [&] { return !releasing(); })) {
     return;
   }

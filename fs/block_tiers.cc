@@ -7,6 +7,7 @@
 
 #include "base/crash_point.h"
 #include "base/log.h"
+#include "fs/about_to_block.h"
 #include "fs/block_metrics.h"
 #include "fs/block_store.h"
 #include "meta/block_records.h"
@@ -221,6 +222,7 @@ void BlockStore::RunWriteBack() {
 
 Status BlockStore::MakeDurable(SlotId slot, EntryKind kind, MutexLock& lock) {
   if (parts_.segments == nullptr) return {};
+  AboutToBlock();
   const uint32_t generation = parts_.slots->record(slot).generation;
   // The chain up to it must survive with it, oldest first.
   std::vector<SlotId> dirty;

@@ -12,6 +12,7 @@
 #include "base/crash_point.h"
 #include "base/crc32c.h"
 #include "base/log.h"
+#include "fs/about_to_block.h"
 #include "fs/block_metrics.h"
 #include "fs/block_store.h"
 
@@ -28,7 +29,8 @@ using meta::NamespaceId;
 
 constexpr uint64_t kPassthroughHandle = uint64_t{1} << 40;
 constexpr size_t kPendingFilesMax = 4096;  // of the 20,000 descriptors that a process may have
-constexpr int kReleaseTries = 40;
+constexpr int kReleaseTries = 60;
+constexpr int kReleaseYields = 20;
 constexpr std::chrono::microseconds kReleasePause{50};
 
 // True if the process dies by a signal: while it exits, its files are closed by the kernel, its
@@ -355,7 +357,13 @@ void BlockStore::PublishSlot(SlotId slot) {
   // may be a moment after RELEASE.
   bool mapped = file != nullptr && StillMapped(*file);
   for (int tries = 0; mapped && tries < kReleaseTries; ++tries) {
-    std::this_thread::sleep_for(kReleasePause);
+    // It takes a few microseconds; a sleep takes a hundred, and who wants the block waits for us.
+    if (tries < kReleaseYields) {
+      std::this_thread::yield();
+    } else {
+      AboutToBlock();
+      std::this_thread::sleep_for(kReleasePause);
+    }
     mapped = StillMapped(*file);
   }
   if (mapped) {
@@ -374,6 +382,7 @@ void BlockStore::PublishSlot(SlotId slot) {
     parts_.slots->Trim(slot, file->get(), bytes);
     if (record.place.valid()) {
       // Durable already; only the same bytes may be published under that entry.
+      AboutToBlock();
       void* mapped_bytes = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file->get(), 0);
       if (mapped_bytes != MAP_FAILED) {
         crc = Crc32c({static_cast<const std::byte*>(mapped_bytes), bytes});

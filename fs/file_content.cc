@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "fs/about_to_block.h"
 
 namespace kvcfs::fs {
 namespace {
@@ -415,6 +416,7 @@ iouring::EntryMeta FileContent::EntryOf(Ino ino, Ino root, const StableVersion& 
 
 Status FileContent::ReadEntry(FileNode& node, const StableVersion& stable,
                               std::span<std::byte> into) {
+  AboutToBlock();
   StableVersion from = stable;
   Ino root = 0;
   {

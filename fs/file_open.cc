@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "base/log.h"
+#include "fs/about_to_block.h"
 #include "fs/tiered_file_tree.h"
 
 namespace kvcfs::fs {
@@ -28,6 +29,11 @@ constexpr size_t kCopyPiece = 1u << 20;
 
 bool IsWriter(int flags) {
   return (flags & O_ACCMODE) != O_RDONLY;
+}
+
+// Before the content is locked: who has it may hold it for the length of an I/O.
+void LetOthersGoOn(const FileNode& node) {
+  if (node.content_users.load() > 0) AboutToBlock();
 }
 
 // The last few numbers of a kind, in a key's bytes of a slot's record (files have no keys).
@@ -121,6 +127,7 @@ FsResult<OpenReply> TieredFileTree::OpenNode(const Caller& caller, const NodeRef
     if (std::optional<OpenReply> reply = OpenResident(caller, *node, flags)) return *reply;
   }
   bool damaged = false;
+  LetOthersGoOn(*node);
   {
     ContentLock content(*node);
     bool make_disk_file = false;
@@ -245,6 +252,7 @@ FsStatus TieredFileTree::Release(Ino ino, uint64_t handle) {
   const NodeRef& node = *found;
   const bool writer = (handle & kHandleWriter) != 0;
   bool doomed = false, orphan = false;
+  LetOthersGoOn(*node);
   {
     ContentLock content(*node);
     bool last = false;
@@ -280,6 +288,7 @@ FsStatus TieredFileTree::Release(Ino ino, uint64_t handle) {
 }
 
 void TieredFileTree::RemoveOrphan(const NodeRef& node) {
+  AboutToBlock();  // a disk takes its time to unlink what is large
   {
     MutexLock names(names_);
     RecordChanges changes(store_, {node});

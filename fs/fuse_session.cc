@@ -6,20 +6,25 @@
 #define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 17)
 #endif
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
+#include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
 #include "base/log.h"
+#include "fs/about_to_block.h"
 #include "fs/fuse_metrics.h"
 
 #ifndef FUSE_DEV_IOC_BACKING_OPEN
@@ -45,7 +50,29 @@ constexpr int kNotifyIncEpoch = 8;                     // FUSE_NOTIFY_INC_EPOCH,
 constexpr uint64_t kUniqueResent = uint64_t{1} << 63;  // FUSE_UNIQUE_RESEND
 constexpr size_t kWriteMax = 1 << 20;
 constexpr size_t kBufferBytes = kWriteMax + (64 << 10);
-constexpr unsigned kIdleThreadsMax = 6;
+// Waiting in /dev/fuse at once. The kernel wakes them in turn: with two, the RELEASE of a close()
+// and the OPEN behind it wake both, and all calls find the caches full of the other's stack.
+constexpr unsigned kReadersMax = 1;
+constexpr unsigned kParkedMax = 14;  // threads that blocking calls have left behind; others end
+
+// Where a thread reads calls into: one huge page, so that the kernel pins it at once.
+class Buffer {
+ public:
+  Buffer() : memory_(static_cast<char*>(std::aligned_alloc(kHugePage, kHugePage))) {
+    KVC_CHECK(memory_ != nullptr);
+    ::madvise(memory_, kHugePage, MADV_HUGEPAGE);  // nothing is lost where there is none
+  }
+  ~Buffer() { std::free(memory_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  char* data() const { return memory_; }
+  static constexpr size_t size() { return kBufferBytes; }
+
+ private:
+  static constexpr size_t kHugePage = 2 << 20;
+  static_assert(kBufferBytes <= kHugePage);
+  char* memory_;
+};
 
 thread_local uint64_t t_unique = 0;
 thread_local bool t_swallow_reply = false;  // while INIT is replayed
@@ -53,6 +80,27 @@ thread_local std::vector<std::byte> t_read_buffer;
 
 FuseSession* SessionOf(fuse_req_t request) {
   return static_cast<FuseSession*>(fuse_req_userdata(request));
+}
+
+// Answered before the next call is taken, unless they say AboutToBlock(). The others move many
+// bytes, walk trees, or always wait for a disk.
+bool IsShort(uint32_t opcode) {
+  switch (opcode) {
+    case FUSE_LOOKUP:
+    case FUSE_FORGET:
+    case FUSE_BATCH_FORGET:
+    case FUSE_GETATTR:
+    case FUSE_OPEN:
+    case FUSE_CREATE:
+    case FUSE_FLUSH:
+    case FUSE_RELEASE:
+    case FUSE_GETXATTR:
+    case FUSE_OPENDIR:
+    case FUSE_RELEASEDIR:
+      return true;
+    default:
+      return false;
+  }
 }
 
 Caller CallerOf(fuse_req_t request) {
@@ -168,6 +216,14 @@ void SetOpen(const OpenReply& open, int flags, fuse_file_info* info) {
 
 struct FuseSession::Door {
   fuse_session* session = nullptr;
+  // Guarded by mutex_: threads that wait for work without reading, and how many are called for.
+  std::condition_variable_any called;
+  unsigned parked = 0, calls = 0;
+  std::atomic<bool> polling{false};  // one thread at a time
+
+  static void AddReader(FuseSession& self);       // a parked thread, or a new one
+  static bool BecomeReader(FuseSession& self);    // at once, or when called; false: end
+  static void PollForRequest(FuseSession& self);  // at most as long as the option says
 
   static Filesystem& Fs(fuse_req_t request) { return *SessionOf(request)->filesystem_; }
 
@@ -604,14 +660,54 @@ void FuseSession::SpawnThread() {
   std::thread([this] { ServeThread(); }).detach();
 }
 
+void FuseSession::Door::AddReader(FuseSession& self) {
+  MutexLock lock(self.mutex_);
+  if (self.over_) return;
+  if (self.door_->parked > self.door_->calls) {
+    ++self.door_->calls;
+    ++self.idle_;
+    self.door_->called.notify_one();
+  } else if (self.threads_ < self.options_.threads_max) {
+    self.SpawnThread();
+  }
+}
+
+bool FuseSession::Door::BecomeReader(FuseSession& self) {
+  unsigned readers = self.idle_.load();
+  while (readers < kReadersMax) {
+    if (self.idle_.compare_exchange_weak(readers, readers + 1)) return true;
+  }
+  MutexLock lock(self.mutex_);
+  if (self.over_ || self.door_->parked >= kParkedMax) return false;
+  ++self.door_->parked;
+  self.door_->called.wait(lock.native(),
+                          [&]() KVC_NO_ANALYSIS { return self.over_ || self.door_->calls > 0; });
+  --self.door_->parked;
+  if (self.door_->calls == 0) return false;  // over
+  --self.door_->calls;
+  return true;
+}
+
+void FuseSession::Door::PollForRequest(FuseSession& self) {
+  if (self.options_.poll.count() == 0 || self.door_->polling.exchange(true)) return;
+  // A client that needs this CPU gets it; what is saved is waking a halted one.
+  const auto until = std::chrono::steady_clock::now() + self.options_.poll;
+  pollfd device{.fd = self.options_.device_fd, .events = POLLIN, .revents = 0};
+  while (!self.over_ && ::poll(&device, 1, 0) == 0 && std::chrono::steady_clock::now() < until) {
+    ::sched_yield();
+  }
+  self.door_->polling = false;
+}
+
 void FuseSession::ServeThread() {
   SetThreadName("fuse");
   {
     MutexLock lock(mutex_);
     serving_.insert(pthread_self());
   }
-  std::vector<char> buffer(kBufferBytes);
-  while (!over_) {
+  const Buffer buffer;
+  for (bool reader = true; reader && !over_;) {
+    Door::PollForRequest(*this);
     const ssize_t got = ::read(options_.device_fd, buffer.data(), buffer.size());
     if (got < 0) {
       if (errno == EINTR || errno == EAGAIN || errno == ENOENT) continue;
@@ -619,23 +715,26 @@ void FuseSession::ServeThread() {
       over_ = true;
       break;
     }
+    const auto* header = reinterpret_cast<const fuse_in_header*>(buffer.data());
     if (idle_.fetch_sub(1) == 1) {
-      // Nobody is left to take the next request, and this one may block.
-      MutexLock lock(mutex_);
-      if (threads_ < options_.threads_max && !over_) SpawnThread();
+      // Nobody is left to take the next call.
+      t_blocking_hook = {[](void* self) { Door::AddReader(*static_cast<FuseSession*>(self)); },
+                         this};
+      if (!IsShort(header->opcode)) AboutToBlock();
     }
-    t_unique = reinterpret_cast<const fuse_in_header*>(buffer.data())->unique;
+    t_unique = header->unique;
     fuse_buf message{};
     message.mem = buffer.data();
     message.size = static_cast<size_t>(got);
     fuse_session_process_buf(door_->session, &message);
-    if (idle_.fetch_add(1) >= kIdleThreadsMax) break;
+    t_blocking_hook = {};
+    reader = Door::BecomeReader(*this);
   }
-  --idle_;
   MutexLock lock(mutex_);
   serving_.erase(pthread_self());
   --threads_;
   ended_.notify_all();
+  if (over_) door_->called.notify_all();
 }
 
 void FuseSession::StopServing() {
@@ -644,6 +743,7 @@ void FuseSession::StopServing() {
   while (threads_ > 0) {
     // Reading /dev/fuse ends only by a request or a signal.
     for (const pthread_t thread : serving_) pthread_kill(thread, SIGUSR1);
+    door_->called.notify_all();
     ended_.wait_for(lock.native(), std::chrono::milliseconds(10));
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "fs/about_to_block.h"
 
 namespace kvcfs::fs {
 namespace {
@@ -143,6 +144,7 @@ Result<SlotId> ResidentSet::CreateSlot(uint64_t reserve_bytes, milliseconds time
     Result<SlotId> slot = tier_.Create(reserve_bytes, file);
     if (slot.ok() || slot.code() != Code::kNoSpace) return slot;
     if (reserve_bytes > tier_.capacity_bytes()) return slot;
+    AboutToBlock();
     if (MakeRoom(reserve_bytes + 4096, tier_.capacity_bytes())) continue;
     MutexLock lock(mutex_);
     if (stopping_ || steady_clock::now() >= deadline) return slot;
@@ -166,6 +168,7 @@ Status ResidentSet::Grow(SlotId slot, uint64_t bytes, milliseconds timeout) {
       tier_.SetReserved(slot, bytes);
       return {};
     }
+    AboutToBlock();
     if (MakeRoom(bytes - has + 4096, tier_.capacity_bytes())) continue;
     MutexLock lock(mutex_);
     if (stopping_ || steady_clock::now() >= deadline) {
