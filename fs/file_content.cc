@@ -244,9 +244,10 @@ void FileContent::FreeSlot(SlotId slot) {
     parts_.backing->CloseBacking(record.backing_id);
     record.backing_id = 0;
   }
+  const bool made_room = record.reserved_bytes > 0;
   parts_.resident->Remove(slot);
   parts_.slots->Free(slot);
-  parts_.resident->RoomMayBeHad();
+  if (made_room) parts_.resident->RoomMayBeHad();
 }
 
 void FileContent::DropSlot(FileNode& node) {
@@ -329,19 +330,15 @@ FsStatus FileContent::MakePlace(FileNode& node, uint64_t end) {
     disk = TooLargeForSlot(node, end);
   }
   if (disk) return MakeDiskFile(node);
-  const Result<SlotId> slot = parts_.resident->CreateSlot(0, options_.room_wait);
+  Fd file;
+  const Result<SlotId> slot = parts_.resident->CreateSlot(0, options_.room_wait, &file);
   if (!slot.ok()) {
     if (slot.code() == Code::kNoSpace) return MakeDiskFile(node);
     return Fail(ErrnoOf(slot.code()));
   }
-  Result<Fd> file = parts_.slots->OpenFile(*slot, O_RDWR);
-  if (!file.ok()) {
-    parts_.slots->Free(*slot);
-    return Fail(ErrnoOf(file.code()));
-  }
   MutexLock lock(node.attr);
   const uint32_t mode = node.slot == 0 ? 0 : Slot(node).mode & ~kModeEmpty;
-  SwitchSlot(node, *slot, SlotState::kFile, mode, std::make_shared<const Fd>(std::move(*file)));
+  SwitchSlot(node, *slot, SlotState::kFile, mode, std::make_shared<const Fd>(std::move(file)));
   return {};
 }
 

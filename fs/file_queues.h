@@ -31,7 +31,8 @@ class FileQueues {
   void QueueCopy(Ino ino, Millis due) {
     MutexLock lock(mutex_);
     copies_.emplace(due, ino);
-    changed_.notify_one();
+    // Else it looks in time by itself, and then at many files and their directory at once.
+    if (due < looks_at_) changed_.notify_one();
   }
   // At once; asked for again and again while room is wanted.
   void QueueCopySoon(Ino ino) {
@@ -74,8 +75,11 @@ class FileQueues {
     const Millis now = clock.Monotonic();
     Millis wait = limit;
     if (!copies_.empty()) wait = std::min(wait, std::max(Millis(0), copies_.begin()->first - now));
-    if (!stopping_ && lost_.empty() && soon_.empty() && wait > Millis(0))
+    if (!stopping_ && lost_.empty() && soon_.empty() && wait > Millis(0)) {
+      looks_at_ = now + wait;
       changed_.wait_for(lock.native(), wait);
+      looks_at_ = Millis(0);
+    }
     return TakeLocked(clock.Monotonic());
   }
 
@@ -97,6 +101,7 @@ class FileQueues {
 
   Mutex mutex_;
   std::condition_variable changed_;
+  Millis looks_at_ KVC_GUARDED_BY(mutex_){0};  // next; 0: it works
   std::multimap<Millis, Ino> copies_ KVC_GUARDED_BY(mutex_);
   std::unordered_set<Ino> soon_ KVC_GUARDED_BY(mutex_);
   std::vector<Ino> records_ KVC_GUARDED_BY(mutex_);

@@ -156,7 +156,9 @@ Result<SlotId> SlotTier::CreateRecord() {
 void SlotTier::Free(SlotId slot) {
   SlotRecord& record = records_[slot];
   KVC_CHECK(slot > 0 && slot <= slot_count_ && record.state.load() != SlotState::kFree);
-  ::unlinkat(directory_fd_.get(), FileName(slot).c_str(), 0);
+  if (record.state.load() != SlotState::kDiskFile) {  // else there are no bytes here
+    ::unlinkat(directory_fd_.get(), FileName(slot).c_str(), 0);
+  }
   const uint64_t bytes = record.reserved_bytes;
   record.state.store(SlotState::kFree, std::memory_order_release);
   record.reserved_bytes = 0;
