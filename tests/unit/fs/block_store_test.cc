@@ -4,6 +4,7 @@
 
 #include <sys/mman.h>
 
+#include "meta/block_records.h"
 #include "tests/unit/fs/block_store_fixture.h"
 
 namespace kvcfs::fs {
@@ -225,6 +226,24 @@ TEST_F(BlockStoreTest, CleanStopAndStartKeepsEverything) {
   ASSERT_TRUE(blocks_->WriteBackAll().ok());
   Restart(false);
   for (const BlockKey& key : keys) EXPECT_EQ(Read(key), BytesOf(key, kBlockBytes));
+}
+
+TEST_F(BlockStoreTest, WhatWasMovedBehindItsChildrenIsRecovered) {
+  const auto keys = PutChain(5, 1);
+  ASSERT_TRUE(blocks_->WriteBackAll().ok());
+  meta::MetaBatch batch;
+  for (const size_t moved : {0, 2}) {
+    const std::string name = meta::BlockRecordKey(space_.id, keys[moved]);
+    const auto bytes = meta_->Get(name);
+    ASSERT_TRUE(bytes.ok() && *bytes);
+    auto record = meta::DecodeBlockRecord(**bytes);
+    ASSERT_TRUE(record);
+    record->place.sequence += 1000 - moved;  // and behind each other
+    batch.Put(name, meta::EncodeBlockRecord(*record));
+  }
+  ASSERT_TRUE(meta_->Write(batch, true).ok());
+  Restart(false);
+  for (const BlockKey& key : keys) EXPECT_TRUE(Has(key));
 }
 
 TEST_F(BlockStoreTest, AKillKeepsWhatTheDramTierHolds) {
