@@ -16,7 +16,7 @@ class BenchError(Exception):
 class Mounted:
     """`kvcfs mount` in the foreground on DIRECTORY/mnt, data in DIRECTORY/data."""
 
-    def __init__(self, kvcfs, directory, dram, nvme, settings=(), fresh=True):
+    def __init__(self, kvcfs, directory, dram, nvme, settings=(), fresh=True, real_time=False):
         self.kvcfs = kvcfs
         self.path = os.path.join(directory, "mnt")
         self.data = os.path.join(directory, "data")
@@ -25,6 +25,7 @@ class Mounted:
         for setting in settings:
             self.arguments += ["--set", setting]
         self.touching = not any(s.startswith("fs.touch_dram=false") for s in settings)
+        self.real_time = real_time
         self.process = None
         if fresh:
             subprocess.run(["rm", "-rf", self.data], check=True)
@@ -42,6 +43,8 @@ class Mounted:
                 # Until then a first use of memory costs more than what is measured.
                 self._wait(lambda: "memory touched" in self._log_text(), TOUCH_SECONDS,
                            "the DRAM tier's memory is not touched")
+            if self.real_time:
+                self.use_cpus(os.sched_getaffinity(0), True)
         except BenchError:
             self.__exit__()
             raise
