@@ -26,9 +26,9 @@ bool TieredFileTree::IsLeased(const FileNode& node) const {
 }
 
 void TieredFileTree::Lease(FileNode& node, Look look) {
-  const InodeRecord& record = node.record;
+  const uint64_t bytes = node.record.size;
   // Shorter ones are never evicted, and leases are counted by what was there first.
-  if (!record.IsRegular() || record.size < options_.evict_bytes_min) return;
+  if (!node.record.IsRegular() || bytes < options_.evict_bytes_min) return;
   // What the kernel may still answer by itself is promised that much longer.
   const auto cached = std::chrono::duration_cast<Millis>(
       std::chrono::duration<double>(std::max(options_.entry_timeout_s, options_.attr_timeout_s)));
@@ -38,7 +38,7 @@ void TieredFileTree::Lease(FileNode& node, Look look) {
   leases_.Expire(now);
   // Writers alone must not use up what those who ask are promised.
   if (look == Look::kWritten && leases_.leased_bytes() >= leases_.bytes_max() / 2) return;
-  const Millis granted = leases_.Grant(node.ino, record.size, now, until + kLeaseAhead);
+  const Millis granted = leases_.Grant(node.ino, bytes, now, until + kLeaseAhead);
   if (granted > now) node.lease_until_ms = granted.count();
 }
 

@@ -19,7 +19,6 @@ using meta::NamespaceId;
 constexpr Ino kNamespaceBit = Ino{1} << 60;
 constexpr Ino kPendingBit = Ino{1} << 61;
 constexpr Ino kGhostBit = Ino{1} << 59;
-constexpr uint64_t kNamesBeforeTips = 16;  // cookies of a namespace's own entries lie below
 
 bool IsPending(Ino ino) {
   return KindOf(ino) == InoKind::kFixed && (ino & kPendingBit) != 0;

@@ -236,7 +236,7 @@ class LoopbackFabric::State : public std::enable_shared_from_this<State> {
     {
       MutexLock lock(mutex_);
       if (endpoint->alive) End(endpoint, gone);
-      changed_.wait(lock.native(), [&] {
+      changed_.wait(lock.native(), [&]() KVC_NO_ANALYSIS {
         return running_ != endpoint || std::this_thread::get_id() == thread_.get_id() ||
                !thread_.joinable();
       });

@@ -40,7 +40,7 @@ void Regions::Withdraw(uint64_t number) {
   const auto node = regions_.extract(found);  // nobody finds it from now on
   if (node.mapped().users == 0) return;
   leaving_[number] = node.mapped().users;
-  unused_.wait(lock.native(), [&] { return leaving_[number] == 0; });
+  unused_.wait(lock.native(), [&]() KVC_NO_ANALYSIS { return leaving_[number] == 0; });
   leaving_.erase(number);
 }
 
