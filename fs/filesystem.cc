@@ -228,17 +228,20 @@ FsResult<AttrReply> Filesystem::GetAttr(const Caller& caller, Ino ino) {
       entry.attr.st_nlink = 0;
       return from(entry);
     }
-    const auto ghost = block || IsBlock(ino) ? std::nullopt : parts_.blocks->GhostOf(ino);
-    if (!block && !ghost) return Fail(ENOENT);
-    const auto space = parts_.namespaces->Get(block ? block->ns : ghost->first);
-    if (!space) return Fail(ENOENT);
-    if (ghost) {
+    if (!block) {
+      if (IsBlock(ino)) return Fail(ENOENT);
+      const auto ghost = parts_.blocks->GhostOf(ino);
+      if (!ghost) return Fail(ENOENT);
+      const auto space = parts_.namespaces->Get(ghost->first);
+      if (!space) return Fail(ENOENT);
       // The kernel asks before each further name that it removes from an open directory.
       BlockView tip;
       tip.ns = ghost->first;
       tip.key = ghost->second;
       return from(ChainEntry(tip, *space));
     }
+    const auto space = parts_.namespaces->Get(block->ns);
+    if (!space) return Fail(ENOENT);
     return from(IsBlock(ino) ? BlockEntry(*block, *space) : ChainEntry(*block, *space));
   }
   NamespaceEntry entry{};
