@@ -40,6 +40,7 @@ struct EventKey {
   Micros at;
   uint64_t tie = 0;
   uint64_t sequence = 0;
+  // NOLINTNEXTLINE(modernize-use-nullptr): takes the 0 of <=> for a pointer.
   friend auto operator<=>(const EventKey&, const EventKey&) = default;
 };
 
@@ -140,7 +141,7 @@ class LoopbackFabric::State : public std::enable_shared_from_this<State> {
   Address Listen(const EndpointPtr& endpoint, const Address& address, Service* service) {
     MutexLock lock(mutex_);
     const uint16_t port = address.port != 0 ? address.port : ++last_port_;
-    const Address given{.host = endpoint->name, .port = port};
+    Address given{.host = endpoint->name, .port = port};
     listening_[given] = endpoint;
     endpoint->service = service;
     return given;
@@ -211,7 +212,8 @@ class LoopbackFabric::State : public std::enable_shared_from_this<State> {
     const uint64_t trace = Mix(Mix(0x5e, static_cast<uint64_t>(reply.code)),
                                uint64_t{Crc32c(reply.head)} << 32 | Crc32c(bulk));
     auto copy = std::make_shared<Bytes>(bulk.begin(), bulk.end());
-    Send(server, client, trace, reply.head.size() + bulk.size(),
+    const size_t bytes = reply.head.size() + bulk.size();
+    Send(server, client, trace, bytes,
          [this, id, reply = std::move(reply), copy] { Complete(id, reply, *copy); });
   }
 

@@ -41,6 +41,7 @@ struct NodeId {
   uint64_t high = 0;
   uint64_t low = 0;
   bool valid() const { return high != 0 || low != 0; }
+  // NOLINTNEXTLINE(modernize-use-nullptr): takes the 0 of <=> for a pointer.
   friend auto operator<=>(const NodeId&, const NodeId&) = default;
 };
 
@@ -63,6 +64,7 @@ struct Address {
   static Result<Address> Parse(std::string_view text);
   std::string ToString() const;
   bool IsLoopback() const;  // 127.0.0.0/8, ::1, localhost
+  // NOLINTNEXTLINE(modernize-use-nullptr): takes the 0 of <=> for a pointer.
   friend auto operator<=>(const Address&, const Address&) = default;
 };
 

@@ -351,7 +351,7 @@ int RunNode(const NodeOptions& options) {
                                     .backing = session->get(),
                                     .notifier = session->get(),
                                     .clock = &clock});
-  if (const Status recovered = blocks.Recover(std::move(newer.blocks)); !recovered.ok()) {
+  if (const Status recovered = blocks.Recover(newer.blocks); !recovered.ok()) {
     return fail("blocks", recovered.error());
   }
   EntryDispatch dispatch(blocks, **files);

@@ -76,7 +76,8 @@ std::string LatencyPlot(const ReplayResult& result) {
       {result.match_nanos.size(), result.read_nanos.size(), result.write_nanos.size(), size_t{10}});
   std::vector<std::pair<double, std::string>> ticks{{0, "0%"}, {std::log10(2), "50%"}};
   std::string nines = "90%";
-  for (double nine = 1; nine <= std::log10(static_cast<double>(calls)); ++nine) {
+  const int digits = static_cast<int>(std::log10(static_cast<double>(calls)));
+  for (int nine = 1; nine <= digits; ++nine) {
     ticks.emplace_back(nine, nines);
     nines = nine == 1 ? "99%" : nine == 2 ? "99.9%" : nines.substr(0, nines.size() - 1) + "9%";
   }

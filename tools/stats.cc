@@ -1,6 +1,7 @@
 #include "tools/stats.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include <fmt/format.h>
 
@@ -61,7 +62,7 @@ std::string FormatMode(const Json& stats) {
 
 std::string FormatBar(double share, size_t width) {
   const double bounded = std::clamp(share, 0.0, 1.0);
-  const auto full = static_cast<size_t>(bounded * static_cast<double>(width) + 0.5);
+  const auto full = static_cast<size_t>(std::lround(bounded * static_cast<double>(width)));
   return "[" + std::string(full, '#') + std::string(width - full, '-') + "]";
 }
 

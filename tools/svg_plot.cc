@@ -41,14 +41,21 @@ class Scale {
   std::vector<std::pair<double, std::string>> Ticks() const {
     std::vector<std::pair<double, std::string>> ticks;
     if (is_log_) {
-      for (double at = min_; at <= max_ * 1.001; at *= 10) ticks.emplace_back(at, Label(at));
+      double at = min_;
+      while (at <= max_ * 1.001) {
+        ticks.emplace_back(at, Label(at));
+        at *= 10;
+      }
       return ticks;
     }
     const double rough = (max_ - min_) / 5;
     const double decade = std::pow(10, std::floor(std::log10(rough)));
     const double digit = rough / decade;
     const double step = decade * (digit <= 1 ? 1 : digit <= 2 ? 2 : digit <= 5 ? 5 : 10);
-    for (double at = std::ceil(min_ / step) * step; at <= max_ + step * 1e-6; at += step) {
+    const double first = std::ceil(min_ / step) * step;
+    const int count = static_cast<int>((max_ + step * 1e-6 - first) / step);
+    for (int i = 0; i <= count; ++i) {
+      const double at = first + i * step;
       ticks.emplace_back(at, Label(std::abs(at) < step * 1e-6 ? 0 : at));
     }
     return ticks;

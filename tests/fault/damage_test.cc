@@ -129,7 +129,8 @@ std::string Hurt(const std::string& kind, const std::string& path, off_t at,
         ::ftruncate(fd.get(), static_cast<off_t>(random() % static_cast<uint64_t>(at + count))));
   } else {
     if (kind == "bit") {
-      page[random() % page.size()] ^= static_cast<char>(1 << random() % 8);
+      char& hit = page[random() % page.size()];
+      hit = static_cast<char>(hit ^ (1 << random() % 8));
     } else if (kind == "zeros") {
       std::fill_n(page.begin(), std::min<size_t>(512, page.size()), '\0');
     } else if (kind == "noise") {

@@ -344,7 +344,7 @@ TEST_F(FileTreeCrashTest, ReclaimKeepsWhatIsWanted) {
     for (int i = 0; i < 10; ++i) {
       const std::string name = "f" + std::to_string(i);
       if (round > 0 && (i + round) % 3 == 0) continue;
-      seeds[name] = static_cast<uint64_t>(round * 100 + i);
+      seeds[name] = static_cast<uint64_t>(round) * 100 + static_cast<uint64_t>(i);
       const OpenFile file = Create(root_, name, O_WRONLY | O_TRUNC);
       ASSERT_EQ(Write(file, 0, Pattern(1'500'000, seeds[name])), 0);
       Close(file);

@@ -53,7 +53,7 @@ class FileTreeModelTest : public TreeTest {
   uint64_t Below(uint64_t end) { return random_() % end; }
   // Few names, so that they meet.
   std::string RandomPath() {
-    static const char* kNames[] = {"a", "b", "c", "d", "e"};
+    static constexpr const char* kNames[] = {"a", "b", "c", "d", "e"};
     std::string path = kNames[Below(5)];
     for (uint64_t depth = Below(4); depth > 0; --depth) path += std::string("/") + kNames[Below(5)];
     return path;
@@ -166,7 +166,7 @@ class FileTreeModelTest : public TreeTest {
   }
 
   void RenameOne(const std::string& path, const std::string& other) {
-    static const unsigned kFlags[] = {0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE};
+    static constexpr unsigned kFlags[] = {0, 0, 0, RENAME_NOREPLACE, RENAME_EXCHANGE};
     const unsigned flags = kFlags[Below(5)];
     const Place from = Walk(path), to = Walk(other);
     int error = from.error != 0 ? from.error : to.error;
@@ -199,13 +199,13 @@ class FileTreeModelTest : public TreeTest {
   }
 
   void OpenOne() {
-    static const int kFlags[] = {O_RDONLY,
-                                 O_RDWR,
-                                 O_WRONLY,
-                                 O_RDWR | O_TRUNC,
-                                 O_RDWR | O_CREAT,
-                                 O_WRONLY | O_CREAT | O_TRUNC,
-                                 O_WRONLY | O_CREAT | O_EXCL};
+    static constexpr int kFlags[] = {O_RDONLY,
+                                     O_RDWR,
+                                     O_WRONLY,
+                                     O_RDWR | O_TRUNC,
+                                     O_RDWR | O_CREAT,
+                                     O_WRONLY | O_CREAT | O_TRUNC,
+                                     O_WRONLY | O_CREAT | O_EXCL};
     const int flags = kFlags[Below(7)];
     const std::string path = RandomPath();
     if (LeadsThroughALink(path)) return;
@@ -287,8 +287,8 @@ class FileTreeModelTest : public TreeTest {
         break;
       case 6:
         if (writes) {
-          static const int kModes[] = {0, FALLOC_FL_KEEP_SIZE,
-                                       FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE};
+          static constexpr int kModes[] = {0, FALLOC_FL_KEEP_SIZE,
+                                           FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE};
           const int mode = kModes[Below(3)];
           Same("fallocate", ErrorOf(tree_->Allocate(ino, handle, mode, offset, length)),
                Result(::fallocate(one.real.get(), mode, static_cast<off_t>(offset),

@@ -70,9 +70,9 @@ class EtcdServer {
                "--election-timeout", "500", "--unsafe-no-fsync", nullptr);
       ::_exit(127);
     }
-    const auto client_ = EtcdClient::Make(Options());
+    const auto probe = EtcdClient::Make(Options());
     for (int i = 0; i < 300; ++i) {
-      if (client_->List("/").ok()) return true;
+      if (probe->List("/").ok()) return true;
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
     return false;

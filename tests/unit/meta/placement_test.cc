@@ -22,7 +22,7 @@ ClusterView ViewOf(uint64_t count, uint8_t roles = kRoleMetadata | kRoleBlocks) 
 }
 
 TEST(PlacementTest, AnchorsArePowersOfTwoAndThenEvery64) {
-  for (uint32_t ordinal : {0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 640}) {
+  for (uint32_t ordinal : {0U, 1U, 2U, 4U, 8U, 16U, 32U, 64U, 128U, 192U, 640U}) {
     EXPECT_EQ(AnchorOf(ordinal), ordinal);
   }
   EXPECT_EQ(AnchorOf(3), 2u);
@@ -61,7 +61,7 @@ TEST(PlacementTest, NamespacesDoNotShareShards) {
 }
 
 TEST(PlacementTest, NoNodeOwnsMuchMoreThanItsPart) {
-  for (uint64_t count : {1, 2, 3, 4, 16, 64}) {
+  for (uint64_t count : {1UL, 2UL, 3UL, 4UL, 16UL, 64UL}) {
     const Placement placement(ViewOf(count));
     std::map<NodeId, uint32_t> loads;
     for (uint32_t shard = 0; shard < kShardCount; ++shard) ++loads[placement.OwnerOf(shard)];
@@ -82,7 +82,7 @@ TEST(PlacementTest, OnlyMetadataNodesOwnShards) {
 }
 
 TEST(PlacementTest, FewShardsMoveWhenANodeGoes) {
-  for (uint64_t count : {3, 4, 16}) {
+  for (uint64_t count : {3UL, 4UL, 16UL}) {
     ClusterView view = ViewOf(count);
     const Placement before(view);
     const NodeId gone = view.nodes[1].id;

@@ -369,7 +369,7 @@ uint64_t TraceOf(uint64_t seed) {
   std::vector<std::shared_ptr<Peer>> peers;
   uint64_t sum = 0;
   int answers = 0;
-  for (int round = 0; round < 200; ++round) {
+  for (size_t round = 0; round < 200; ++round) {
     const size_t from = round % 3, to = (round / 3) % 3;
     peers.push_back(nodes[from]->Connect(addresses[to]));
     const auto done = [&](Reply reply) {

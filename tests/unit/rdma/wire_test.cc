@@ -99,11 +99,10 @@ TEST(Wire, WhatIsRefusedWithARightSum) {
     uint8_t value;
     Code code;
   };
-  const Case kCases[] = {{4, 2, Code::kUnsupported}, {5, 0, Code::kCorrupt},
-                         {5, 11, Code::kCorrupt},    {6, 200, Code::kCorrupt},
-                         {7, 1, Code::kCorrupt},     {10, 1, Code::kCorrupt},
-                         {43, 1, Code::kCorrupt}};
-  for (const Case& c : kCases) {
+  const Case cases[] = {{4, 2, Code::kUnsupported}, {5, 0, Code::kCorrupt}, {5, 11, Code::kCorrupt},
+                        {6, 200, Code::kCorrupt},   {7, 1, Code::kCorrupt}, {10, 1, Code::kCorrupt},
+                        {43, 1, Code::kCorrupt}};
+  for (const Case& c : cases) {
     HeaderBytes bytes = EncodeHeader(header, {});
     Change(bytes, c.at, c.value);
     EXPECT_EQ(DecodeHeader(bytes, {}).code(), c.code) << c.at;
