@@ -1,6 +1,7 @@
 // Programs that keep blocks in the slots of one large preallocated file, as KVBM, FlexKV,
 // TensorRT-LLM, nixl-static, raw-block and dax do: written in place, for the whole life of an
 // engine.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <random>
@@ -145,7 +146,7 @@ TEST_P(Pool, Dax) {
   char* pool = static_cast<char*>(map);
   for (uint64_t slot = 0; slot < kSlots; slot += 2) {
     const std::string block = Bytes(slot, kBlockBytes);
-    std::memcpy(pool + slot * kBlockBytes, block.data(), block.size());
+    std::copy(block.begin(), block.end(), pool + slot * kBlockBytes);
   }
   EXPECT_EQ(InChild([&] {
               const Fd own = Open(At("dax"), O_RDWR);

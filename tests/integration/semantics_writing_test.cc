@@ -423,7 +423,7 @@ TEST_P(Writing, WriterMayTruncateAndReadBack) {
 
 // W10 with O_DIRECT, O_APPEND and vectors, which engines use too.
 TEST_P(Writing, OtherWaysToWrite) {
-  const std::string bytes = Bytes(6, 3 * 4096);
+  const std::string bytes = Bytes(6, size_t{3} * 4096);
   void* aligned = nullptr;
   ASSERT_EQ(::posix_memalign(&aligned, 4096, bytes.size()), 0);
   std::memcpy(aligned, bytes.data(), bytes.size());
