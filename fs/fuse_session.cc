@@ -55,12 +55,16 @@ constexpr size_t kBufferBytes = kWriteMax + (64 << 10);
 constexpr unsigned kReadersMax = 1;
 constexpr unsigned kParkedMax = 14;  // threads that blocking calls have left behind; others end
 
-// Where a thread reads calls into: one huge page, so that the kernel pins it at once.
+// Where a thread reads calls into: one huge page, so that the kernel pins it at once. Each page is
+// there before the first read: one that the kernel had to make while this process is being killed,
+// it would not make, and the caller would get EIO instead of waiting for the next worker
+// (fuse_copy_fill in fs/fuse/dev.c).
 class Buffer {
  public:
   Buffer() : memory_(static_cast<char*>(std::aligned_alloc(kHugePage, kHugePage))) {
     KVC_CHECK(memory_ != nullptr);
     ::madvise(memory_, kHugePage, MADV_HUGEPAGE);  // nothing is lost where there is none
+    std::memset(memory_, 0, kBufferBytes);
   }
   ~Buffer() { std::free(memory_); }
   Buffer(const Buffer&) = delete;

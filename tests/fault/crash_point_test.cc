@@ -94,7 +94,7 @@ class CrashPoint : public testing::TestWithParam<Mode> {
       ASSERT_EQ(ErrnoName(CloseErrno(std::move(fd))), "0") << step;
       blocks_[key] = {.parent = parent, .number = number, .bytes = bytes, .durable = durable};
       order_.push_back(key);
-      ASSERT_TRUE(ns_.Has(key)) << "step " << step;
+      ASSERT_EQ(ErrnoName(StatErrno(ns_.ByKey(key))), "0") << "step " << step;
     }
   }
 

@@ -243,7 +243,8 @@ TEST_F(ReclaimTest, AnEmptySegmentIsFreeAtOnce) {
   }
   const uint64_t before = store_->Stats().segments_free;
   for (const EntryMeta& meta : metas) books_.Drop(meta);
-  EXPECT_GE(store_->Stats().segments_free, before + 3);
+  // Three full ones; the writer may take one for what comes next at any moment.
+  EXPECT_GE(store_->Stats().segments_free, before + 2);
 }
 
 TEST_F(ReclaimTest, StaleEntriesOfAnEarlierLifeAreNotSeen) {
