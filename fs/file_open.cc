@@ -31,11 +31,6 @@ bool IsWriter(int flags) {
   return (flags & O_ACCMODE) != O_RDONLY;
 }
 
-// Before the content is locked: who has it may hold it for the length of an I/O.
-void LetOthersGoOn(const FileNode& node) {
-  if (node.content_users.load() > 0) AboutToBlock();
-}
-
 // The last few numbers of a kind, in a key's bytes of a slot's record (files have no keys).
 bool Contains(const BlockKey& recent, uint64_t number) {
   for (size_t index = 0; index < 4; ++index) {
@@ -127,7 +122,6 @@ FsResult<OpenReply> TieredFileTree::OpenNode(const Caller& caller, const NodeRef
     if (std::optional<OpenReply> reply = OpenResident(caller, *node, flags)) return *reply;
   }
   bool damaged = false;
-  LetOthersGoOn(*node);
   {
     ContentLock content(*node);
     bool make_disk_file = false;
@@ -252,7 +246,6 @@ FsStatus TieredFileTree::Release(Ino ino, uint64_t handle) {
   const NodeRef& node = *found;
   const bool writer = (handle & kHandleWriter) != 0;
   bool doomed = false, orphan = false;
-  LetOthersGoOn(*node);
   {
     ContentLock content(*node);
     bool last = false;

@@ -25,6 +25,7 @@
 
 #include "base/log.h"
 #include "fs/about_to_block.h"
+#include "fs/caller_cpu.h"
 #include "fs/fuse_metrics.h"
 
 #ifndef FUSE_DEV_IOC_BACKING_OPEN
@@ -86,9 +87,15 @@ FuseSession* SessionOf(fuse_req_t request) {
   return static_cast<FuseSession*>(fuse_req_userdata(request));
 }
 
-// Answered before the next call is taken, unless they say AboutToBlock(). The others move many
-// bytes, walk trees, or always wait for a disk.
-bool IsShort(uint32_t opcode) {
+// How long a call keeps its thread, unless it says AboutToBlock().
+enum class Length {
+  kShort,  // the next call may wait for it
+  kCopy,   // moves up to kWriteMax bytes: another thread is worth waking for a call that waits
+           // already
+  kLong,   // walks trees, or always waits for a disk: another thread takes over at once
+};
+
+Length LengthOf(uint32_t opcode) {
   switch (opcode) {
     case FUSE_LOOKUP:
     case FUSE_FORGET:
@@ -101,9 +108,12 @@ bool IsShort(uint32_t opcode) {
     case FUSE_GETXATTR:
     case FUSE_OPENDIR:
     case FUSE_RELEASEDIR:
-      return true;
+      return Length::kShort;
+    case FUSE_READ:
+    case FUSE_WRITE:
+      return Length::kCopy;
     default:
-      return false;
+      return Length::kLong;
   }
 }
 
@@ -225,9 +235,10 @@ struct FuseSession::Door {
   unsigned parked = 0, calls = 0;
   std::atomic<bool> polling{false};  // one thread at a time
 
-  static void AddReader(FuseSession& self);       // a parked thread, or a new one
-  static bool BecomeReader(FuseSession& self);    // at once, or when called; false: end
-  static void PollForRequest(FuseSession& self);  // at most as long as the option says
+  static void AddReader(FuseSession& self);        // a parked thread, or a new one
+  static bool BecomeReader(FuseSession& self);     // at once, or when called; false: end
+  static bool CallWaits(const FuseSession& self);  // in /dev/fuse, at this moment
+  static void PollForRequest(FuseSession& self);   // at most as long as the option says
 
   static Filesystem& Fs(fuse_req_t request) { return *SessionOf(request)->filesystem_; }
 
@@ -692,6 +703,11 @@ bool FuseSession::Door::BecomeReader(FuseSession& self) {
   return true;
 }
 
+bool FuseSession::Door::CallWaits(const FuseSession& self) {
+  pollfd device{.fd = self.options_.device_fd, .events = POLLIN, .revents = 0};
+  return ::poll(&device, 1, 0) > 0;
+}
+
 void FuseSession::Door::PollForRequest(FuseSession& self) {
   if (self.options_.poll.count() == 0 || self.door_->polling.exchange(true)) return;
   // A client that needs this CPU gets it; what is saved is waking a halted one.
@@ -710,6 +726,8 @@ void FuseSession::ServeThread() {
     serving_.insert(pthread_self());
   }
   const Buffer buffer;
+  CallerFollower follower;
+  if (options_.batch) DoNotInterruptCallers();
   for (bool reader = true; reader && !over_;) {
     Door::PollForRequest(*this);
     const ssize_t got = ::read(options_.device_fd, buffer.data(), buffer.size());
@@ -720,11 +738,15 @@ void FuseSession::ServeThread() {
       break;
     }
     const auto* header = reinterpret_cast<const fuse_in_header*>(buffer.data());
+    if (options_.follow_caller) follower.Took(static_cast<pid_t>(header->pid));
     if (idle_.fetch_sub(1) == 1) {
       // Nobody is left to take the next call.
       t_blocking_hook = {[](void* self) { Door::AddReader(*static_cast<FuseSession*>(self)); },
                          this};
-      if (!IsShort(header->opcode)) AboutToBlock();
+      const Length length = LengthOf(header->opcode);
+      if (length == Length::kLong || (length == Length::kCopy && Door::CallWaits(*this))) {
+        AboutToBlock();
+      }
     }
     t_unique = header->unique;
     fuse_buf message{};

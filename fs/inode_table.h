@@ -18,6 +18,7 @@
 
 #include "base/fd.h"
 #include "base/mutex.h"
+#include "fs/about_to_block.h"
 #include "fs/name_store.h"
 #include "iouring/slot_tier.h"
 
@@ -57,10 +58,13 @@ struct FileNode {
 using NodeRef = std::shared_ptr<FileNode>;
 
 // Holds node.content.
+// Who has it may hold it for the length of an I/O.
 class ContentLock {
  public:
   explicit ContentLock(FileNode& node) : node_(node) {
     ++node_.content_users;
+    if (node_.content.try_lock()) return;
+    AboutToBlock();
     node_.content.lock();
   }
   ~ContentLock() {
@@ -78,6 +82,8 @@ class SharedContentLock {
  public:
   explicit SharedContentLock(FileNode& node) : node_(node) {
     ++node_.content_users;
+    if (node_.content.try_lock_shared()) return;
+    AboutToBlock();
     node_.content.lock_shared();
   }
   ~SharedContentLock() {
