@@ -159,6 +159,7 @@ class Transport {
   virtual std::shared_ptr<Peer> Connect(const Address& address) = 0;
   // Lets peers read, or read and write, `memory`, which must stay until Withdraw has returned.
   virtual Result<uint64_t> Expose(std::span<std::byte> memory, Access access) = 0;
+  // Waits for who reads or writes it now; not from a thread of the transport.
   virtual void Withdraw(uint64_t region) = 0;
   virtual TransportStats Stats() const = 0;
 };

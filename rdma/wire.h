@@ -114,9 +114,9 @@ Result<FrameHeader> DecodeHeader(std::span<const std::byte, kHeaderBytes> bytes,
 
 // The first frame in either direction: who speaks, and what it understands.
 struct Hello {
-  std::string cluster;
-  NodeId node;
-  std::string name;
+  std::string cluster{};
+  NodeId node{};
+  std::string name{};
   bool is_node = false;
   bool bulk = false;  // this connection is for large frames
   uint16_t protocol_min = kProtocolMin;

@@ -24,9 +24,11 @@ class EchoService : public Service {
   void Serve(Method method, Bytes request, std::span<std::byte> bulk,
              std::unique_ptr<Responder> responder) override {
     ++served;
+    std::span<const std::byte> answer;
     {
-      std::lock_guard lock(mutex);
-      last_peer = responder->peer();
+      std::lock_guard lock(mutex_);
+      last_peer_ = responder->peer();
+      answer = memory_;
     }
     switch (method) {
       case kEcho:
@@ -38,14 +40,14 @@ class EchoService : public Service {
       case kForget:
         return;
       case kHold: {
-        std::lock_guard lock(mutex);
-        held.push_back(std::move(responder));
+        std::lock_guard lock(mutex_);
+        held_.push_back(std::move(responder));
         return;
       }
       case kBulk: {
-        const size_t bytes = std::min<size_t>(responder->receive_bytes(), memory.size());
+        const size_t bytes = std::min<size_t>(responder->receive_bytes(), answer.size());
         ++in_use;
-        return responder->Answer({}, std::span(memory).first(bytes), [this] { --in_use; });
+        return responder->Answer({}, answer.first(bytes), [this] { --in_use; });
       }
       case kTooMuch:
         Send(*responder, {}, Bytes(responder->receive_bytes() + 1));
@@ -56,30 +58,54 @@ class EchoService : public Service {
   }
 
   std::span<std::byte> Place(Method, std::span<const std::byte>, uint32_t bytes) override {
-    if (place.size() < bytes) return {};
+    std::lock_guard lock(mutex_);
+    if (place_.size() < bytes) return {};
     ++placed;
-    return place.first(bytes);
+    return place_.first(bytes);
   }
   void Abandon(std::span<std::byte>) override { ++abandoned; }
 
   void AnswerHeld() {
     std::vector<std::unique_ptr<Responder>> all;
     {
-      std::lock_guard lock(mutex);
-      all = std::exchange(held, {});
+      std::lock_guard lock(mutex_);
+      all = std::exchange(held_, {});
     }
     for (auto& responder : all) responder->Answer({});
   }
+  // Without an answer.
+  void ForgetHeld() {
+    std::lock_guard lock(mutex_);
+    held_.clear();
+  }
   size_t held_count() {
-    std::lock_guard lock(mutex);
-    return held.size();
+    std::lock_guard lock(mutex_);
+    return held_.size();
   }
 
-  std::mutex mutex;
-  std::vector<std::unique_ptr<Responder>> held;
-  PeerIdentity last_peer;
-  Bytes memory;
-  std::span<std::byte> place;
+  PeerIdentity last_peer() {
+    std::lock_guard lock(mutex_);
+    return last_peer_;
+  }
+  // What kBulk answers.
+  void SetMemory(Bytes memory) {
+    std::lock_guard lock(mutex_);
+    memory_ = std::move(memory);
+  }
+  const Bytes& memory() {
+    std::lock_guard lock(mutex_);
+    return memory_;
+  }
+  // Where bulk lands, if it fits.
+  void SetPlace(std::span<std::byte> place) {
+    std::lock_guard lock(mutex_);
+    place_ = place;
+  }
+  // With all that was served so far in it.
+  std::span<const std::byte> place() {
+    std::lock_guard lock(mutex_);
+    return place_;
+  }
   std::atomic<int> served = 0, in_use = 0, placed = 0, abandoned = 0;
 
  private:
@@ -87,6 +113,14 @@ class EchoService : public Service {
     auto kept = std::make_shared<Bytes>(std::move(bulk));
     responder.Answer(std::move(head), *kept, [kept] {});
   }
+
+  // Also says to the thread sanitizer, which does not see through sockets, what happened before
+  // what.
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Responder>> held_;
+  PeerIdentity last_peer_;
+  Bytes memory_;
+  std::span<std::byte> place_;
 };
 
 inline Bytes ToBytes(std::string_view text) {

@@ -74,8 +74,8 @@ TEST_F(LoopbackTest, ACallIsAnsweredWithHeadAndBulk) {
   ASSERT_EQ(answered.reply.bulk_bytes, 5000u);
   received.resize(5000);
   EXPECT_EQ(received, sent);
-  EXPECT_EQ(service_.last_peer.name, "client");
-  EXPECT_EQ(service_.last_peer.node, (NodeId{2, 2}));
+  EXPECT_EQ(service_.last_peer().name, "client");
+  EXPECT_EQ(service_.last_peer().node, (NodeId{2, 2}));
 }
 
 TEST_F(LoopbackTest, RefusedForgottenTooMuch) {
@@ -88,15 +88,15 @@ TEST_F(LoopbackTest, RefusedForgottenTooMuch) {
 
 TEST_F(LoopbackTest, BulkLandsWhereTheServiceSaysAndAnswersStayUntilSent) {
   Bytes slot(100);
-  service_.place = slot;
+  service_.SetPlace(slot);
   const Bytes sent = Pattern(100, 2);
   Call(kEcho, {}, {.send = sent});
   EXPECT_EQ(slot, sent);
   EXPECT_EQ(service_.placed, 1);
-  service_.memory = Pattern(64, 3);
+  service_.SetMemory(Pattern(64, 3));
   Bytes received(64);
   EXPECT_EQ(Call(kBulk, {}, {.receive = received}).reply.bulk_bytes, 64u);
-  EXPECT_EQ(received, service_.memory);
+  EXPECT_EQ(received, service_.memory());
   EXPECT_EQ(service_.in_use, 0);
 }
 
@@ -414,7 +414,7 @@ TEST(LoopbackThread, CallsThatWaitAreAnswered) {
   EXPECT_EQ(bytes, memory);
   EXPECT_EQ(peer->WriteAndWait({region, 0, 100}, Pattern(100, 2), Millis(1000)).code, Code::kOk);
   EXPECT_EQ(memory, Pattern(100, 2));
-  service.held.clear();
+  service.ForgetHeld();
   server.reset();
   EXPECT_EQ(peer->CallAndWait(kEcho, {}, {}).code, Code::kUnavailable);
 }
