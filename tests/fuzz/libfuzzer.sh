@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Fuzzes one parser with libFuzzer, guided by coverage: needs clang 14 and its runtime (libclang-rt-14-dev).
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: tests/fuzz/libfuzzer.sh TARGET [SECONDS]
+  TARGET   the name of a *_fuzz.cc in tests/fuzz
+  SECONDS  how long (default 60); what it found stays in build-fuzz/
+TEXT
+}
+
+if [[ $# -lt 1 ]]; then usage >&2; exit 2; fi
+if [[ $1 == -h || $1 == --help ]]; then usage; exit 0; fi
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+if [[ ! -e tests/fuzz/$1.cc ]]; then echo "libfuzzer.sh: no tests/fuzz/$1.cc" >&2; exit 2; fi
+clang=$(command -v clang++-14 || command -v clang++) || { echo "libfuzzer.sh: no clang here" >&2; exit 2; }
+mkdir -p "build-fuzz/$1/corpus"
+"$clang" -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I. -DFMT_SHARED -o "build-fuzz/$1/fuzz" "tests/fuzz/$1.cc" \
+  rdma/wire.cc rdma/frame_parser.cc rdma/transport.cc rdma/tls.cc base/crc32c.cc base/result.cc -lfmt -lisal -lssl -lcrypto
+cd "build-fuzz/$1"
+exec ./fuzz -max_total_time="${2:-60}" -max_len=65536 corpus
