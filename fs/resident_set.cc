@@ -65,10 +65,7 @@ void ResidentSet::Add(SlotId slot, SlotOwner* owner) {
     nodes_[slot].owner = owner;
     LinkHot(slot);
   }
-  if (static_cast<double>(tier_.used_bytes()) >
-      options_.high_share * static_cast<double>(tier_.capacity_bytes())) {
-    changed_.notify_all();
-  }
+  if (!Fits(0, 0, options_.high_share)) changed_.notify_all();
 }
 
 void ResidentSet::Touch(SlotId slot) {
@@ -93,8 +90,15 @@ void ResidentSet::RoomMayBeHad() {
   changed_.notify_all();
 }
 
-bool ResidentSet::MakeRoom(uint64_t bytes, uint64_t limit) {
-  const auto enough = [&] { return tier_.used_bytes() + bytes <= limit; };
+bool ResidentSet::Fits(uint64_t bytes, uint32_t slots, double share) const {
+  return static_cast<double>(tier_.used_bytes() + bytes) <=
+             share * static_cast<double>(tier_.capacity_bytes()) &&
+         static_cast<double>(tier_.used_slots() + slots) <=
+             share * static_cast<double>(tier_.slot_count());
+}
+
+bool ResidentSet::MakeRoom(uint64_t bytes, uint32_t slots, double share) {
+  const auto enough = [&] { return Fits(bytes, slots, share); };
   std::vector<std::pair<SlotId, SlotOwner*>> candidates;
   SlotId from = 0;  // the last one looked at; 0: begin with the coldest
   size_t looked_at = 0;
@@ -145,7 +149,7 @@ Result<SlotId> ResidentSet::CreateSlot(uint64_t reserve_bytes, milliseconds time
     if (slot.ok() || slot.code() != Code::kNoSpace) return slot;
     if (reserve_bytes > tier_.capacity_bytes()) return slot;
     AboutToBlock();
-    if (MakeRoom(reserve_bytes + 4096, tier_.capacity_bytes())) continue;
+    if (MakeRoom(reserve_bytes + 4096, 1, 1.0)) continue;
     MutexLock lock(mutex_);
     if (stopping_ || steady_clock::now() >= deadline) return slot;
     // Leases end without a signal, so look again in any case after a while.
@@ -169,7 +173,7 @@ Status ResidentSet::Grow(SlotId slot, uint64_t bytes, milliseconds timeout) {
       return {};
     }
     AboutToBlock();
-    if (MakeRoom(bytes - has + 4096, tier_.capacity_bytes())) continue;
+    if (MakeRoom(bytes - has + 4096, 0, 1.0)) continue;
     MutexLock lock(mutex_);
     if (stopping_ || steady_clock::now() >= deadline) {
       return Error{Code::kNoSpace, "DRAM tier: nothing more may be evicted"};
@@ -181,21 +185,18 @@ Status ResidentSet::Grow(SlotId slot, uint64_t bytes, milliseconds timeout) {
 
 void ResidentSet::Run() {
   SetThreadName("evictor");
-  const auto share = [this](double of) {
-    return static_cast<uint64_t>(of * static_cast<double>(tier_.capacity_bytes()));
-  };
+  const auto full = [this] { return !Fits(0, 0, options_.high_share); };
   for (;;) {
     {
       MutexLock lock(mutex_);
       if (stopping_) return;
       const uint64_t seen = changes_;
-      changed_.wait_for(lock.native(), milliseconds(100), [&]() KVC_NO_ANALYSIS {
-        return stopping_ || changes_ != seen || tier_.used_bytes() > share(options_.high_share);
-      });
+      changed_.wait_for(lock.native(), milliseconds(100),
+                        [&]() KVC_NO_ANALYSIS { return stopping_ || changes_ != seen || full(); });
       if (stopping_) return;
     }
-    if (tier_.used_bytes() <= share(options_.high_share)) continue;
-    if (!MakeRoom(0, share(options_.low_share))) {
+    if (!full()) continue;
+    if (!MakeRoom(0, 0, options_.low_share)) {
       // Nothing may go just now: wait for a write-back or the end of a lease.
       MutexLock lock(mutex_);
       const uint64_t seen = changes_;

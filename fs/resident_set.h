@@ -63,8 +63,10 @@ class ResidentSet {
 
   void Unlink(iouring::SlotId slot) KVC_REQUIRES(mutex_);
   void LinkHot(iouring::SlotId slot) KVC_REQUIRES(mutex_);
-  // Evicts cold slots until used + bytes <= limit. True if that was reached.
-  bool MakeRoom(uint64_t bytes, uint64_t limit);
+  // So much more would be at most this share of the tier: of its bytes, and of its slots.
+  bool Fits(uint64_t bytes, uint32_t slots, double share) const;
+  // Evicts cold slots until that fits. True if it does.
+  bool MakeRoom(uint64_t bytes, uint32_t slots, double share);
   void Run();
 
   iouring::SlotTier& tier_;

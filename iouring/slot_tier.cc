@@ -100,6 +100,7 @@ Result<std::unique_ptr<SlotTier>> SlotTier::Open(const SlotTierOptions& options)
         known && slot <= header.slot_count && tier->records_[slot].state.load() != SlotState::kFree;
     if (in_use) {
       tier->used_bytes_ += tier->records_[slot].reserved_bytes;
+      ++tier->used_slots_;
     } else {
       tier->free_.push_back(slot);
     }
@@ -124,6 +125,7 @@ Result<SlotId> SlotTier::Create(uint64_t reserve_bytes, Fd* file) {
     slot = free_.back();
     free_.pop_back();
     used_bytes_ += bytes;
+    ++used_slots_;
   }
   BeginMaking(records_[slot], bytes);
 
@@ -164,6 +166,7 @@ void SlotTier::Free(SlotId slot) {
   record.reserved_bytes = 0;
   MutexLock lock(mutex_);
   used_bytes_ -= bytes;
+  --used_slots_;
   free_.push_back(slot);
 }
 

@@ -102,6 +102,7 @@ class SlotTier {
   uint32_t slot_count() const { return slot_count_; }  // ids are 1 .. slot_count
   uint64_t capacity_bytes() const { return capacity_bytes_; }
   uint64_t used_bytes() const { return used_bytes_.load(std::memory_order_relaxed); }
+  uint32_t used_slots() const { return used_slots_.load(std::memory_order_relaxed); }
 
   // Every slot that is not free (at start: what an earlier daemon left).
   void ForEach(const std::function<void(SlotId, SlotRecord&)>& visit);
@@ -116,6 +117,7 @@ class SlotTier {
   SlotRecord* records_ = nullptr;
   size_t mapped_bytes_ = 0;
   std::atomic<uint64_t> used_bytes_{0};
+  std::atomic<uint32_t> used_slots_{0};
   Mutex mutex_;
   std::vector<SlotId> free_ KVC_GUARDED_BY(mutex_);
 };

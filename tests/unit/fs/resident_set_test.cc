@@ -102,5 +102,27 @@ TEST_F(ResidentSetTest, GrowMakesRoomForTheDifference) {
   EXPECT_EQ(set_->Grow(first, 9 * kSlot, std::chrono::milliseconds(20)).code(), Code::kNoSpace);
 }
 
+// Small blocks use up the slots long before the bytes.
+TEST_F(ResidentSetTest, WithoutAFreeSlotTheColdestGoes) {
+  set_.reset();
+  tier_.reset();
+  const std::string other = directory_ + "/other";
+  ASSERT_TRUE(std::filesystem::create_directory(other));
+  auto tier = iouring::SlotTier::Open(
+      {.directory = other, .capacity_bytes = 1024 * kSlot, .slot_count_max = 8});
+  ASSERT_TRUE(tier.ok());
+  tier_ = std::move(*tier);
+  ASSERT_EQ(tier_->slot_count(), 8u);
+  set_ = std::make_unique<ResidentSet>(*tier_, ResidentSetOptions{});
+  std::vector<SlotId> slots;
+  for (int i = 0; i < 8; ++i) slots.push_back(Make());
+  EXPECT_TRUE(evicted_.empty());
+  EXPECT_NE(Make(), 0u);
+  EXPECT_EQ(evicted_, std::vector<SlotId>{slots[0]});
+  // Nothing may go: it is said, in time.
+  for (SlotId slot = 1; slot <= 8; ++slot) held_.insert(slot);
+  EXPECT_EQ(Make(), 0u);
+}
+
 }  // namespace
 }  // namespace kvcfs::fs
