@@ -169,12 +169,13 @@ class TcpPeer final : public Peer {
   }
   Reply CallAndWait(Method method, Bytes request, const CallOptions& options) override {
     const uint64_t bytes = request.size() + options.send.size() + options.receive.size();
+    CallOptions left = options;
     if (core_->Hold(bytes)) {
-      auto reply = core_->channels().Call(method, request, options);
+      auto reply = core_->channels().Call(method, request, left);
       core_->LetGo(bytes);
       if (reply.has_value()) return std::move(*reply);
     }
-    return Peer::CallAndWait(method, std::move(request), options);
+    return Peer::CallAndWait(method, std::move(request), left);
   }
   bool connected() const override { return core_->connected(); }
   std::string provider() const override { return "tcp"; }

@@ -277,7 +277,7 @@ std::shared_ptr<TcpChannel> TcpChannels::Take(uint64_t* life) {
   return busy_.emplace_back(std::make_shared<TcpChannel>(shared_));
 }
 
-std::optional<Reply> TcpChannels::Call(Method method, Bytes& request, const CallOptions& options) {
+std::optional<Reply> TcpChannels::Call(Method method, Bytes& request, CallOptions& options) {
   if (request.size() + options.send.size() + options.receive.size() > kSmallBytes) return {};
   const auto deadline = Steady::now() + options.timeout;
   uint64_t life = 0;
@@ -294,6 +294,11 @@ std::optional<Reply> TcpChannels::Call(Method method, Bytes& request, const Call
     }
     // Nothing was asked yet, so another way may still be taken.
     channel->usable = bytes != 0 && channel->Open(address, bytes, deadline).ok();
+    options.timeout = std::max(std::chrono::ceil<Millis>(deadline - Steady::now()), Millis(0));
+    if (!channel->usable && options.timeout == Millis(0)) {
+      shared_->counters.timeouts.fetch_add(1, std::memory_order_relaxed);
+      reply = RefusalOf(Code::kTimeout, "no connection in time");
+    }
   }
   if (channel->usable) {
     shared_->counters.calls.fetch_add(1, std::memory_order_relaxed);

@@ -26,8 +26,9 @@ class TcpChannels {
   TcpChannels(std::shared_ptr<TcpShared> shared, std::string peer_text);
   ~TcpChannels();
 
-  // Nothing: there is no channel to be had, ask in another way.
-  std::optional<Reply> Call(Method method, Bytes& request, const CallOptions& options)
+  // Nothing: there is no channel to be had. Ask in another way, in the time that `options` then has
+  // left: connecting has taken the rest.
+  std::optional<Reply> Call(Method method, Bytes& request, CallOptions& options)
       KVC_EXCLUDES(mutex_);
 
   // The peer is there, at this address.

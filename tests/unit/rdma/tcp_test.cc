@@ -1,105 +1,16 @@
-// Two transports in one process, over real sockets: what is promised, and what hostile peers get.
+// Two transports in one process, over real sockets: what is promised.
 #include "rdma/tcp.h"
 
 #include <atomic>
-#include <condition_variable>
-#include <mutex>
-#include <random>
+#include <csignal>
 #include <thread>
 
-#include <arpa/inet.h>
-#include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include "base/fd.h"
-#include "rdma/wire.h"
-#include "tests/unit/rdma/echo_service.h"
+#include "tests/unit/rdma/tcp_fixture.h"
 
 namespace kvcfs::rdma {
 namespace {
-
-constexpr Millis kLong{60'000};  // a bound for the test as a whole, not a verdict
-
-TransportOptions OptionsOf(uint64_t node) {
-  TransportOptions options;
-  options.self = {node, node};
-  options.name = "n" + std::to_string(node);
-  options.heartbeat = kLong;  // a loaded machine is not silence; tests of silence set their own
-  return options;
-}
-
-// Answers that come later.
-class Answers {
- public:
-  Completion Next() {
-    return [this](Reply reply) {
-      std::lock_guard lock(mutex_);
-      replies_.push_back(std::move(reply));
-      changed_.notify_all();
-    };
-  }
-  std::vector<Reply> Wait(size_t count) {
-    std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, kLong, [&] { return replies_.size() >= count; });
-    EXPECT_EQ(replies_.size(), count);
-    return replies_;
-  }
-  size_t count() {
-    std::lock_guard lock(mutex_);
-    return replies_.size();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<Reply> replies_;
-};
-
-template <typename Condition>
-bool Eventually(Condition condition) {
-  const auto end = std::chrono::steady_clock::now() + kLong;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > end) return false;
-    ::usleep(1000);
-  }
-  return true;
-}
-
-class TcpTest : public testing::Test {
- protected:
-  void SetUp() override { Open(OptionsOf(1), OptionsOf(2)); }
-
-  void Open(const TransportOptions& server, const TransportOptions& client) {
-    peer_.reset();
-    client_.reset();
-    server_.reset();
-    Serve(server);
-    client_ = std::move(MakeTcpTransport(client)).value();
-    peer_ = client_->Connect(address_);
-  }
-  void Serve(const TransportOptions& options) {
-    auto made = MakeTcpTransport(options);
-    ASSERT_TRUE(made.ok()) << made.error().text;
-    server_ = std::move(*made);
-    const auto address = server_->Listen(address_, &service_);
-    ASSERT_TRUE(address.ok()) << address.error().text;
-    address_ = *address;
-  }
-  Reply Call(Method method, Bytes request = {}, CallOptions options = {}) {
-    if (options.timeout == Millis(1000)) options.timeout = kLong;
-    return peer_->CallAndWait(method, std::move(request), options);
-  }
-
-  Bytes slot_;  // is received into until the server has ended
-  EchoService service_;
-  Address address_{.host = "127.0.0.1", .port = 0};
-  std::unique_ptr<Transport> server_, client_;
-  std::shared_ptr<Peer> peer_;
-};
 
 TEST_F(TcpTest, ACallIsAnswered) {
   for (int i = 0; i < 100; ++i) {
@@ -215,6 +126,26 @@ TEST_F(TcpTest, AnAnswerThatComesWhileItTimesOutTouchesNothingAfterwards) {
   }
   EXPECT_GT(timeouts, 0);
   EXPECT_EQ(Call(kEcho).code, Code::kOk);
+}
+
+// A caller that waits is given a connection of its own; what it took to open one counts.
+TEST(TcpDeadline, HoldsOverAllWaysOfACall) {
+  StrangersDoor door;
+  Answers answers;
+  TransportOptions options = OptionsOf(2);
+  options.connections_per_peer = 1;
+  auto client = std::move(MakeTcpTransport(options)).value();
+  auto peer = client->Connect(door.address());
+  peer->Call(1, {}, {.timeout = kLong}, answers.Next());
+  Stranger first = door.Accept();
+  EXPECT_EQ(first.ReadFrame().kind, FrameKind::kHello);
+  first.Greet({1, 1});
+  EXPECT_EQ(first.ReadFrame().method, 1);
+  ASSERT_TRUE(peer->connected());
+  // Whoever connects now hears nothing.
+  EXPECT_EQ(peer->CallAndWait(2, {}, {.timeout = Millis(50)}).code, Code::kTimeout);
+  peer->Call(3, {}, {.timeout = kLong}, answers.Next());
+  EXPECT_EQ(first.ReadFrame().method, 3);  // 2 has had its time
 }
 
 TEST_F(TcpTest, TenThousandCallsAtOnce) {
@@ -407,156 +338,6 @@ TEST_F(TcpTest, WithdrawWaitsForWhoReads) {
   for (const Reply& reply : answers.Wait(8)) {
     EXPECT_TRUE(reply.code == Code::kOk || reply.code == Code::kStale);
   }
-}
-
-// A socket that says what it wants.
-class Stranger {
- public:
-  explicit Stranger(const Address& address) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in to{};
-    to.sin_family = AF_INET;
-    to.sin_port = htons(address.port);
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(::connect(fd_.get(), reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
-  }
-  void Send(std::span<const std::byte> bytes) {
-    (void)!::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
-  }
-  void SendFrame(FrameHeader header, const Bytes& head, std::span<const std::byte> bulk = {}) {
-    header.bulk_bytes = static_cast<uint32_t>(bulk.size());
-    const HeaderBytes bytes = EncodeHeader(header, head);
-    Send(bytes);
-    Send(head);
-    Send(bulk);
-  }
-  void Greet() {
-    SendFrame({.kind = FrameKind::kHello}, EncodeHello({.cluster = "kvcfs", .name = "stranger"}));
-  }
-  // Until the other side closes: what it said.
-  Bytes ReadToEnd() {
-    Bytes all;
-    for (;;) {
-      pollfd waiting{.fd = fd_.get(), .events = POLLIN, .revents = 0};
-      if (::poll(&waiting, 1, static_cast<int>(kLong.count())) != 1) {
-        ADD_FAILURE() << "it was not closed";
-        return all;
-      }
-      std::byte buffer[4096];
-      const ssize_t bytes = ::recv(fd_.get(), buffer, sizeof(buffer), 0);
-      if (bytes <= 0) return all;
-      all.insert(all.end(), buffer, buffer + bytes);
-    }
-  }
-
- private:
-  Fd fd_;
-};
-
-TEST_F(TcpTest, HostileFramesEndTheirConnectionOnly) {
-  ASSERT_EQ(Call(kEcho).code, Code::kOk);
-  uint64_t expected = 0;
-  const auto closes = [&](const char* what, const std::function<void(Stranger&)>& act) {
-    SCOPED_TRACE(what);
-    Stranger stranger(address_);
-    act(stranger);
-    stranger.ReadToEnd();
-    EXPECT_TRUE(Eventually([&] { return server_->Stats().hostile_frames == expected + 1; }));
-    ++expected;
-  };
-  closes("not ours", [](Stranger& s) {
-    s.Send(
-        ToBytes("GET / HTTP/1.1\r\nHost: example\r\nUser-Agent: a browser that came here\r\n\r\n"));
-  });
-  closes("no HELLO", [](Stranger& s) { s.SendFrame({.kind = FrameKind::kPing}, {}); });
-  closes("bulk before HELLO",
-         [](Stranger& s) { s.SendFrame({.kind = FrameKind::kCall}, {}, Bytes(100)); });
-  closes("two HELLOs", [](Stranger& s) { s.Greet(), s.Greet(); });
-  closes("a reply", [](Stranger& s) {
-    s.Greet();
-    s.SendFrame({.kind = FrameKind::kReply, .request_id = 1}, {});
-  });
-  closes("a huge head", [](Stranger& s) {
-    s.Greet();
-    s.Send(EncodeHeader({.kind = FrameKind::kCall}, Bytes((1 << 20) + 1)));
-  });
-  closes("a huge bulk", [](Stranger& s) {
-    s.Greet();
-    s.Send(EncodeHeader({.kind = FrameKind::kCall, .bulk_bytes = 0x80000000}, {}));
-  });
-  closes("a WRITE of another length", [](Stranger& s) {
-    s.Greet();
-    s.SendFrame({.kind = FrameKind::kWrite}, EncodeSpan({1, 0, 50}), Bytes(60));
-  });
-  closes("a damaged head", [](Stranger& s) {
-    s.Greet();
-    Bytes head = ToBytes("head");
-    const HeaderBytes header = EncodeHeader({.kind = FrameKind::kCall}, head);
-    head[0] = std::byte{0};
-    s.Send(header);
-    s.Send(head);
-  });
-  EXPECT_EQ(Call(kEcho).code, Code::kOk);
-  EXPECT_EQ(client_->Stats().hostile_frames, 0u);
-}
-
-TEST_F(TcpTest, AnotherClusterHearsWhy) {
-  Stranger stranger(address_);
-  stranger.SendFrame({.kind = FrameKind::kHello}, EncodeHello({.cluster = "green", .name = "x"}));
-  const Bytes said = stranger.ReadToEnd();
-  const std::string text(reinterpret_cast<const char*>(said.data()), said.size());
-  EXPECT_NE(text.find("we are of 'kvcfs', the peer is of 'green'"), std::string::npos);
-}
-
-TEST_F(TcpTest, WhoSaysNothingIsClosed) {
-  TransportOptions options = OptionsOf(1);
-  options.heartbeat = Millis(20);
-  Open(options, OptionsOf(2));
-  Stranger silent(address_), greets(address_);
-  greets.Greet();
-  silent.ReadToEnd();
-  greets.ReadToEnd();
-}
-
-TEST_F(TcpTest, ABulkThatEndsInTheMiddleGivesItsPlaceBack) {
-  slot_.resize(1 << 20);
-  service_.SetPlace(slot_);
-  {
-    Stranger stranger(address_);
-    stranger.Greet();
-    stranger.Send(
-        EncodeHeader({.kind = FrameKind::kCall, .method = kEcho, .bulk_bytes = 1 << 20}, {}));
-    stranger.Send(Bytes(5000));
-    ASSERT_TRUE(Eventually([&] { return service_.placed == 1; }));
-  }
-  EXPECT_TRUE(Eventually([&] { return service_.abandoned == 1; }));
-  EXPECT_EQ(service_.served, 0);
-}
-
-TEST_F(TcpTest, RandomBytesBehindAGreetingNeverHarm) {
-  const uint32_t seed = static_cast<uint32_t>(testing::UnitTest::GetInstance()->random_seed());
-  SCOPED_TRACE(testing::Message() << "--gtest_random_seed=" << seed);
-  std::mt19937 random(seed);
-  for (int round = 0; round < 50; ++round) {
-    Stranger stranger(address_);
-    stranger.Greet();
-    for (int frame = 0; frame < 5; ++frame) {
-      Bytes head(random() % 40);
-      for (auto& byte : head) byte = static_cast<std::byte>(random());
-      HeaderBytes header = EncodeHeader({.kind = static_cast<FrameKind>(1 + random() % 10),
-                                         .code = static_cast<Code>(random() % 17),
-                                         .method = static_cast<uint16_t>(random() % 7),
-                                         .request_id = random(),
-                                         .bulk_bytes = static_cast<uint32_t>(random() % 100),
-                                         .receive_bytes = static_cast<uint32_t>(random() % 100)},
-                                        head);
-      if (random() % 4 == 0) header[random() % header.size()] ^= std::byte{1};
-      stranger.Send(header);
-      stranger.Send(head);
-      stranger.Send(Bytes(random() % 100));
-    }
-  }
-  EXPECT_EQ(Call(kEcho).code, Code::kOk);
-  service_.AnswerHeld();
 }
 
 }  // namespace
