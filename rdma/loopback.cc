@@ -659,7 +659,7 @@ void LoopbackFabric::State::CopyUnits(uint64_t id, const EndpointPtr& client,
                                       const EndpointPtr& server, const RemoteSpan& place,
                                       const std::shared_ptr<Bytes>& bytes, bool to_write,
                                       const std::vector<bool>& late, bool second) {
-  const auto loan = server->regions->Borrow(place, to_write);
+  const auto loan = server->regions->Borrow(client->identity, place, to_write);
   if (!loan.ok()) {
     if (second) Answer(id, client, server, RefusalOf(loan.code(), loan.error().text), {}, {});
     return;

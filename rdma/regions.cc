@@ -44,7 +44,12 @@ void Regions::Withdraw(uint64_t number) {
   leaving_.erase(number);
 }
 
-Result<Regions::Loan> Regions::Borrow(const RemoteSpan& piece, bool to_write) {
+Result<Regions::Loan> Regions::Borrow(const PeerIdentity& peer, const RemoteSpan& piece,
+                                      bool to_write) {
+  if (!peer.all_namespaces) {
+    return Error{Code::kDenied,
+                 fmt::format("regions are of all namespaces, '{}' is of some", peer.name)};
+  }
   MutexLock lock(mutex_);
   const auto found = regions_.find(piece.region);
   if (found == regions_.end()) {

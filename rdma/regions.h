@@ -3,7 +3,8 @@
 // Numbers: upper half this incarnation's, chosen at random (or given), lower half a counter, so
 // that none means memory of an earlier life or of another region. Threads: any. Withdraw waits
 // until nobody uses the memory; who borrows must not hold on for long. Fails: kStale no such region
-// (any more); kInvalid beyond its end; kDenied to write what is for reading.
+// (any more); kInvalid beyond its end; kDenied to write what is for reading, and to peers of some
+// namespaces only: a region has blocks of all.
 #pragma once
 
 #include <condition_variable>
@@ -41,7 +42,8 @@ class Regions {
 
   Result<uint64_t> Expose(std::span<std::byte> memory, Access access) KVC_EXCLUDES(mutex_);
   void Withdraw(uint64_t region) KVC_EXCLUDES(mutex_);
-  Result<Loan> Borrow(const RemoteSpan& piece, bool to_write) KVC_EXCLUDES(mutex_);
+  Result<Loan> Borrow(const PeerIdentity& peer, const RemoteSpan& piece, bool to_write)
+      KVC_EXCLUDES(mutex_);
 
  private:
   struct Region {

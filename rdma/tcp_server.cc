@@ -103,7 +103,7 @@ Result<std::span<std::byte>> TcpServed::PlaceOf(const FrameHeader& header,
     if (place.length != header.bulk_bytes) {
       return Error{Code::kCorrupt, "a WRITE with another length than its place"};
     }
-    auto loan = shared().regions.Borrow(place, true);
+    auto loan = shared().regions.Borrow(*identity_, place, true);
     if (!loan.ok()) {
       refused_ = std::move(loan).error();
       return std::span<std::byte>();
@@ -178,7 +178,7 @@ Status TcpServed::OnRequest(const FrameHeader& header, Bytes head, std::span<std
   }
   KVC_TRY_ASSIGN(const RemoteSpan place, DecodeSpan(head));
   auto loan = place.length <= options.bulk_bytes_max
-                  ? shared().regions.Borrow(place, false)
+                  ? shared().regions.Borrow(*identity_, place, false)
                   : Result<Regions::Loan>(Error{Code::kInvalid, "longer than a frame may be"});
   if (!loan.ok()) {
     Refuse(answer, header.request_id, loan.error());

@@ -11,7 +11,8 @@
 // - Bulk bytes go straight between the caller's memory and the wire: of a call's `send`, of a
 //   reply's into `receive`, of one-sided operations. After the completion, nothing touches them.
 // - One-sided reads see bytes as the owner's CPU wrote them, torn at any multiple of 64 B: readers
-//   validate versions (meta/remote_layout.h).
+//   validate versions (meta/remote_layout.h). Regions know no namespaces: a peer whose certificate
+//   names some gets kDenied, and asks the service.
 // - Everything has a bound: bytes in flight to a peer (kBusy at once beyond it), a frame's length
 //   (checked before memory is taken), waiting calls of a server (it answers kBusy).
 // Threads: every method from any thread. Completions and Service::Serve run on a thread of the

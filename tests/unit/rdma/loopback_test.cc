@@ -321,6 +321,19 @@ TEST_F(LoopbackTest, AnotherClusterIsRefusedWithAText) {
   EXPECT_EQ(service_.served, 0);
 }
 
+TEST_F(LoopbackTest, OneSidedAccessIsForWhoMayUseAllNamespaces) {
+  Bytes memory = Pattern(100, 1), bytes(100);
+  const uint64_t region = *server_->Expose(memory, Access::kRead);
+  auto tenant = fabric_->MakeEndpoint(
+      "tenant", OptionsOf(7),
+      PeerIdentity{.node = {}, .name = "tenant", .all_namespaces = false, .namespaces = {"a"}});
+  Answered answered;
+  tenant->Connect(address_)->Read({region, 0, 100}, bytes, Millis(1000), Into(answered));
+  fabric_->RunUntilIdle();
+  EXPECT_EQ(answered.reply.code, Code::kDenied);
+  EXPECT_EQ(bytes, Bytes(100));
+}
+
 TEST_F(LoopbackTest, AClosedTransportCancelsItsCalls) {
   Answered answered;
   peer_->Call(kHold, {}, {}, Into(answered));

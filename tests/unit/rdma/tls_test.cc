@@ -19,7 +19,7 @@ class TlsTest : public testing::Test {
   static void SetUpTestSuite() {
     char made[] = "/tmp/kvc-certs-XXXXXX";
     ASSERT_NE(::mkdtemp(made), nullptr);
-    directory_ = made;
+    directory = made;
     Make("", "node n1");
     Make("", "node n2");
     Make("", "client c1 a,b");
@@ -27,17 +27,17 @@ class TlsTest : public testing::Test {
     Make("", "node old --days 0");
     Make("/other", "node n1");
   }
-  static void TearDownTestSuite() { std::filesystem::remove_all(directory_); }
+  static void TearDownTestSuite() { std::filesystem::remove_all(directory); }
 
   static void Make(const std::string& authority, const std::string& words) {
-    const std::string command = std::string(KVC_SOURCE_DIR) + "/tools/dev-certs.sh " + directory_ +
+    const std::string command = std::string(KVC_SOURCE_DIR) + "/tools/dev-certs.sh " + directory +
                                 authority + " " + words + " >/dev/null";
     ASSERT_EQ(std::system(command.c_str()), 0) << command;
   }
 
   static TransportOptions OptionsOf(const std::string& name, uint64_t node,
                                     const std::string& authority = "") {
-    const std::string base = directory_ + authority + "/";
+    const std::string base = directory + authority + "/";
     TransportOptions options;
     options.name = name;
     options.heartbeat = kLong;  // a loaded machine is not silence
@@ -64,13 +64,13 @@ class TlsTest : public testing::Test {
     return peer_->CallAndWait(kEcho, ToBytes("x"), {.timeout = kLong});
   }
 
-  static std::string directory_;
+  static std::string directory;
   EchoService service_;
   std::unique_ptr<Transport> server_, client_;
   std::shared_ptr<Peer> peer_;
   Address address_;
 };
-std::string TlsTest::directory_;
+std::string TlsTest::directory;
 
 TEST_F(TlsTest, NodesTalkAndBulkIsWhole) {
   Serve(OptionsOf("n1", 1), "0.0.0.0");
@@ -105,6 +105,21 @@ TEST_F(TlsTest, AClientIsWhoItsCertificateSays) {
   EXPECT_TRUE(service_.last_peer().MayUse("c"));
 }
 
+// A region has blocks of all namespaces, so who may use some may not look.
+TEST_F(TlsTest, OneSidedAccessIsForWhoMayUseAll) {
+  Serve(OptionsOf("n1", 1));
+  Bytes memory = Pattern(1000, 1), bytes(1000);
+  const Bytes before = memory;
+  const uint64_t region = *server_->Expose(memory, Access::kReadWrite);
+  ASSERT_EQ(Ask(OptionsOf("c1", 0)).code, Code::kOk);
+  EXPECT_EQ(peer_->ReadAndWait({region, 0, 1000}, bytes, kLong).code, Code::kDenied);
+  EXPECT_EQ(bytes, Bytes(1000));
+  EXPECT_EQ(peer_->WriteAndWait({region, 0, 1000}, Pattern(1000, 2), kLong).code, Code::kDenied);
+  ASSERT_EQ(Ask(OptionsOf("c2", 0)).code, Code::kOk);
+  EXPECT_EQ(peer_->ReadAndWait({region, 0, 1000}, bytes, kLong).code, Code::kOk);
+  EXPECT_EQ(bytes, before);
+}
+
 TEST_F(TlsTest, AClientIsNoNodeAndHasNoOtherName) {
   Serve(OptionsOf("n1", 1));
   Reply reply = Ask(OptionsOf("c2", 7));  // says that it is a node
@@ -130,7 +145,7 @@ TEST_F(TlsTest, AnotherAuthorityIsRefused) {
   EXPECT_NE(Ask(OptionsOf("n1", 2, "/other")).code, Code::kOk);
   EXPECT_EQ(service_.served, 0);
   TransportOptions gullible = OptionsOf("n1", 2, "/other");  // trusts us, is of the others
-  gullible.tls.authority = directory_ + "/ca.pem";
+  gullible.tls.authority = directory + "/ca.pem";
   EXPECT_NE(Ask(gullible).code, Code::kOk);
   EXPECT_EQ(service_.served, 0);
 }
@@ -173,7 +188,7 @@ TEST_F(TlsTest, FilesThatAreNoneAreNamed) {
     EXPECT_EQ(MakeTcpTransport(options).code(), Code::kInvalid);
   }
   TransportOptions mixed = OptionsOf("n1", 1);
-  mixed.tls.key = directory_ + "/n2.key";
+  mixed.tls.key = directory + "/n2.key";
   EXPECT_EQ(MakeTcpTransport(mixed).code(), Code::kInvalid);
 }
 
