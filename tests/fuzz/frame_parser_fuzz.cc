@@ -55,24 +55,22 @@ std::vector<std::string> FuzzSeeds() {
           Frame({.kind = FrameKind::kRead, .request_id = 4}, rdma::kSpanBytes, 0)};
 }
 
-}  // namespace kvcfs
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace kvcfs;
-  const auto bytes = std::as_bytes(std::span(data, size));
+void FuzzOne(std::span<const std::byte> bytes) {
   Sums whole, pieces;
   rdma::FrameParser one(kLimits, &whole), other(kLimits, &pieces);
   const Status first = one.Feed(bytes);
   Status second;
-  for (size_t at = 0; at < size && second.ok();) {
+  for (size_t at = 0; at < bytes.size() && second.ok();) {
     const auto target = other.Target();
     KVC_CHECK(!target.empty());
-    const size_t piece = std::min({size - at, target.size(), size_t{1} + data[at] % 97});
+    const size_t piece = std::min(
+        {bytes.size() - at, target.size(), size_t{1} + static_cast<size_t>(bytes[at]) % 97});
     std::memcpy(target.data(), bytes.data() + at, piece);
     second = other.Advance(piece);
     at += piece;
   }
   KVC_CHECK(first.ok() == second.ok());
   KVC_CHECK(whole.frames == pieces.frames && whole.sum == pieces.sum);
-  return 0;
 }
+
+}  // namespace kvcfs

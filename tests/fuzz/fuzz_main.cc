@@ -52,7 +52,7 @@ std::string Mutate(std::string input, const std::vector<std::string>& seeds,
 void Run(const std::string& input) {
   // A copy of exactly this size on the heap, so that the address sanitizer sees one byte too many.
   const std::vector<uint8_t> bytes(input.begin(), input.end());
-  LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
+  kvcfs::FuzzOne(std::as_bytes(std::span(bytes)));
 }
 
 }  // namespace

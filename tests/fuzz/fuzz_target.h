@@ -4,14 +4,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
-// Never crashes, never reads beyond `size`, and aborts where an invariant does not hold.
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
-
 namespace kvcfs {
 
+// Never crashes, never reads beyond `bytes`, and aborts where an invariant does not hold.
+void FuzzOne(std::span<const std::byte> bytes);
 // Inputs that are right, to begin with.
 std::vector<std::string> FuzzSeeds();
 

@@ -21,12 +21,8 @@ std::vector<std::string> FuzzSeeds() {
           "host:65535"};
 }
 
-}  // namespace kvcfs
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace kvcfs;
-  const auto bytes = std::as_bytes(std::span(data, size));
-  const std::string_view text(reinterpret_cast<const char*>(data), size);
+void FuzzOne(std::span<const std::byte> bytes) {
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   // What is read can be written, and reads the same again.
   if (const auto hello = rdma::DecodeHello(bytes); hello.ok()) {
     const auto again = rdma::DecodeHello(rdma::EncodeHello(*hello));
@@ -51,5 +47,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     (void)in.Count(2);
     KVC_CHECK(in.left() <= before);
   }
-  return 0;
 }
+
+}  // namespace kvcfs
