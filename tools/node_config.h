@@ -43,7 +43,7 @@ struct FsSettings {
 };
 
 struct IouringSettings {
-  uint64_t segment_bytes = uint64_t{64} << 20;
+  uint64_t segment_bytes = uint64_t{65} << 20;  // a block of 64 MiB fits
   uint64_t staging_bytes = uint64_t{32} << 20;
   uint64_t queue_bytes_max = uint64_t{256} << 20;
   double live_share_max = 0.85;

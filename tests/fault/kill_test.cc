@@ -417,6 +417,29 @@ TEST_P(Kill, SyncNamespacesSurvive) {
   }
 }
 
+// W10, W13: The longest block reaches NVMe like any other.
+TEST_P(Kill, TheLongestBlockSurvives) {
+  mount_.reset();
+  MountOptions options = OptionsFor(GetParam());
+  options.dram = "256M";
+  options.nvme = "4G";
+  mount_ = std::make_unique<TestMount>(options);
+  ASSERT_TRUE(mount_->Start()) << mount_->LogTail();
+  constexpr size_t kLongest = 64 << 20;
+  ns_ = Namespace(*mount_, "long", kLongest);
+  const std::string bytes = Bytes(1, kLongest);
+  Fd fd = Open(ns_.Chain("") + "/" + Key(1), O_CREAT | O_EXCL | O_WRONLY);
+  ASSERT_EQ(ErrnoName(WriteAll(fd.get(), bytes)), "0");
+  ASSERT_OK(::fsync(fd.get()));
+  ASSERT_EQ(ErrnoName(CloseErrno(std::move(fd))), "0");
+  mount_->Kill();
+  LoseDram();
+  ASSERT_TRUE(mount_->Start()) << mount_->LogTail();
+  const auto got = ns_.Read(Key(1));
+  ASSERT_TRUE(got) << ErrnoName(errno);
+  EXPECT_SAME_BYTES(bytes, *got);
+}
+
 // F10: fsync of a file, and of its directory after a rename: both survive a crash.
 TEST_P(Kill, FsyncedFilesSurvive) {
   const std::string directory = ns_.Files() + "/dir";
