@@ -1,0 +1,116 @@
+// Who is in the cluster: registers this node at etcd, keeps its lease, follows and proposes views.
+//
+// Keys at etcd, all JSON that a person can read, below /kvcfs/<cluster>/:
+//   nodes/<name>      a live node, under its lease
+//   view              epoch and nodes: what everybody goes by; changed by compare-and-swap only
+//   draining/<name>   an operator wants this node emptied (kvcfs cluster drain)
+// Any metadata node of the view that sees that nodes and view differ proposes the next view. One
+// that is not in the view does so only where there is no view, or where all its nodes have been
+// gone for `takeover`: so that nodes which etcd cannot see, but which see one another, are not
+// doubled. Threads: two of its own. `changed` is called on one of them, without a lock, in order of
+// epochs. Fails: Start where etcd does not answer in time, or another live node has this name.
+// Source: meta/CLUSTER.md, meta/serving_right.h.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "base/result.h"
+#include "meta/cluster_view.h"
+#include "meta/etcd_client.h"
+#include "meta/serving_right.h"
+
+namespace kvcfs::meta {
+
+struct MembershipOptions {
+  std::string cluster = "kvcfs";
+  // Nothing: a client, which follows views and is in none.
+  std::optional<ClusterNode> self;
+  std::chrono::seconds lease{3};
+  Millis start_timeout{10000};
+  Millis takeover{30000};
+};
+
+// What an operator is shown of etcd beside the view.
+struct MembershipStatus {
+  bool etcd_answers = false;
+  std::string etcd_error;   // the last, while it does not
+  Millis since_renewal{0};  // of a node's lease
+  bool may_serve = false;
+  bool by_promise = false;  // the lease is past its half: the others' promises carry it
+};
+
+std::string EncodeView(const ClusterView& view);
+std::optional<ClusterView> DecodeView(const std::string& json);
+
+class Membership {
+ public:
+  using Changed = std::function<void(const std::shared_ptr<const ClusterView>&)>;
+  // Asks another metadata node for a promise about `epoch`; how long it promised, from when it was
+  // asked, 0: not. May block for about `timeout`. On a thread of ours, without a lock.
+  using AskPromise = std::function<Millis(const ClusterNode& node, uint64_t epoch, Millis timeout)>;
+
+  Membership(MembershipOptions options, std::unique_ptr<EtcdClient> etcd, const Clock* clock);
+  ~Membership();
+
+  // Returns when there is a view, for a node: one that has it.
+  Status Start(Changed changed, AskPromise ask);
+  // Leaves at once: a lease that is given back needs no time to run out.
+  void Stop();
+  // For tests: as if the process had died; the lease runs out by itself.
+  void StopSilently();
+
+  std::shared_ptr<const ClusterView> view() const;
+  bool MayServe() const;
+  // A peer asks this node: ServingRight::Promise.
+  Millis Promise(uint64_t epoch);
+  MembershipStatus status() const;
+
+  // An operator's wish, kept until it is taken back.
+  Status SetDraining(const std::string& name, bool draining);
+
+ private:
+  struct Listed;
+
+  int64_t EndThreads();  // the lease that is still held; 0: none
+  std::string Prefix() const { return "/kvcfs/" + options_.cluster + "/"; }
+  Status Register();
+  void RunRenewal();
+  void RunWatch();
+  void AskForPromises();
+  Result<Listed> ListAll();
+  // Proposes a view if it must be another, takes up the one there is. False: look again soon.
+  bool Handle(const Listed& listed);
+  bool MayPropose(const Listed& listed);
+  bool Wait(Millis time);  // false: we are stopping
+  void NoteEtcd(const Status& status);
+
+  const MembershipOptions options_;
+  const std::unique_ptr<EtcdClient> etcd_;
+  const Clock* const clock_;
+  Changed changed_;
+  AskPromise ask_;
+
+  mutable Mutex mutex_;
+  std::condition_variable wake_;
+  bool stopping_ KVC_GUARDED_BY(mutex_) = false;
+  std::shared_ptr<const ClusterView> view_ KVC_GUARDED_BY(mutex_);
+  ServingRight right_ KVC_GUARDED_BY(mutex_);
+  int64_t lease_ KVC_GUARDED_BY(mutex_) = 0;
+  uint64_t incarnation_ KVC_GUARDED_BY(mutex_) = 0;
+  Millis renewed_ KVC_GUARDED_BY(mutex_){0};
+  Status etcd_status_ KVC_GUARDED_BY(mutex_);
+  Millis members_gone_since_{-1};  // of the watching thread
+
+  std::thread renewal_;
+  std::thread watch_;
+};
+
+}  // namespace kvcfs::meta
