@@ -1,6 +1,5 @@
 #include "fs/caller_cpu.h"
 
-#include <algorithm>
 #include <charconv>
 #include <string_view>
 
@@ -12,11 +11,23 @@
 
 namespace kvcfs::fs {
 
-std::optional<int> CpuOfThread(pid_t tid) {
-  const Fd file(::open(fmt::format("/proc/{}/stat", tid).c_str(), O_RDONLY | O_CLOEXEC));
-  if (!file.valid()) return std::nullopt;
+namespace {
+
+cpu_set_t Only(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  return set;
+}
+
+}  // namespace
+
+ThreadCpu::ThreadCpu(pid_t tid)
+    : stat_(::open(fmt::format("/proc/{}/stat", tid).c_str(), O_RDONLY | O_CLOEXEC)) {}
+
+std::optional<int> ThreadCpu::Get() const {
   char text[1024];
-  const ssize_t got = ::read(file.get(), text, sizeof text);
+  const ssize_t got = stat_.valid() ? ::pread(stat_.get(), text, sizeof text, 0) : -1;
   if (got <= 0) return std::nullopt;
   std::string_view rest(text, static_cast<size_t>(got));
   // proc_pid_stat(5): the name, field 2, may hold anything; the CPU is field 39.
@@ -34,33 +45,50 @@ std::optional<int> CpuOfThread(pid_t tid) {
   return cpu;
 }
 
-CallerFollower::CallerFollower()
-    : usable_(::sched_getaffinity(0, sizeof allowed_, &allowed_) == 0 && CPU_COUNT(&allowed_) > 1) {
+CallerFollower::CallerFollower(const cpu_set_t& allowed)
+    : allowed_(allowed), usable_(CPU_COUNT(&allowed) > 1) {
+  // A thread begins on the CPUs of the one that made it, which may follow a caller just now.
+  if (usable_) ::sched_setaffinity(0, sizeof allowed_, &allowed_);
 }
 
 void CallerFollower::Took(pid_t caller) {
-  if (!usable_) return;
+  // 0: a call that nobody waits for (RELEASE, FORGET).
+  if (!usable_ || caller == 0) return;
   if (caller != last_) {
     last_ = caller;
     in_a_row_ = 0;
-    look_after_ = kCallsFirst;
+    known_ = false;
+    Unpin();
     return;
   }
-  if (++in_a_row_ < look_after_) return;
+  if (++in_a_row_ < kCalls) return;
   in_a_row_ = 0;
-  look_after_ = std::min(look_after_ * 2, kCallsMost);
-  Follow(caller);
+  Follow();
 }
 
-void CallerFollower::Follow(pid_t caller) const {
-  const std::optional<int> cpu = CpuOfThread(caller);
-  if (!cpu || *cpu >= CPU_SETSIZE || *cpu == ::sched_getcpu()) return;
-  if (!CPU_ISSET(*cpu, &allowed_)) return;
-  cpu_set_t there;
-  CPU_ZERO(&there);
-  CPU_SET(*cpu, &there);
-  if (::sched_setaffinity(0, sizeof there, &there) != 0) return;
-  ::sched_setaffinity(0, sizeof allowed_, &allowed_);
+void CallerFollower::Follow() {
+  LookForNewMask();
+  if (!known_) caller_ = ThreadCpu(last_);
+  known_ = true;
+  const std::optional<int> cpu = caller_.Get();
+  if (!cpu || *cpu >= CPU_SETSIZE || *cpu == pinned_to_ || !CPU_ISSET(*cpu, &allowed_)) return;
+  const cpu_set_t there = Only(*cpu);
+  if (::sched_setaffinity(0, sizeof there, &there) == 0) pinned_to_ = *cpu;
+}
+
+void CallerFollower::LookForNewMask() {
+  const cpu_set_t expected = pinned_to_ >= 0 ? Only(pinned_to_) : allowed_;
+  cpu_set_t now;
+  if (::sched_getaffinity(0, sizeof now, &now) != 0 || CPU_EQUAL(&now, &expected)) return;
+  allowed_ = now;
+  pinned_to_ = -1;
+}
+
+void CallerFollower::Unpin() {
+  if (pinned_to_ < 0) return;
+  LookForNewMask();
+  if (pinned_to_ >= 0) ::sched_setaffinity(0, sizeof allowed_, &allowed_);
+  pinned_to_ = -1;
 }
 
 void DoNotInterruptCallers() {

@@ -2,9 +2,9 @@
 //
 // A call and its answer are two wake-ups. On the caller's own CPU each is a switch of threads, a
 // few microseconds; on another one, each first gets a halted CPU to run: 30 to 60 us in a virtual
-// machine, and more from a deep sleep state. The kernel leaves a woken thread where it last ran if
-// that CPU is idle (wake_affine_idle in kernel/sched/fair.c), so two threads that came to be apart
-// stay apart, however little else there is to do.
+// machine, and more from a deep sleep state. The kernel prefers an idle CPU for whom it wakes
+// (select_idle_sibling in kernel/sched/fair.c): good for work that goes on beside the caller's, bad
+// for a call for which the caller waits.
 #pragma once
 
 #include <optional>
@@ -12,33 +12,45 @@
 #include <sched.h>
 #include <sys/types.h>
 
+#include "base/fd.h"
+
 namespace kvcfs::fs {
 
-// The CPU on which thread `tid` runs or last ran; nothing if there is no such thread.
-std::optional<int> CpuOfThread(pid_t tid);
-
-// Moves the thread that owns it to where a lone caller is; it may run anywhere afterwards, but the
-// kernel has no reason to move it. With several callers in turn it does nothing. Used by one
-// thread.
-class CallerFollower {
+// Tells on which CPU a thread runs or last ran.
+class ThreadCpu {
  public:
-  CallerFollower();
-
-  // A call of that thread was taken. Mostly only counts: looks where the caller is after so many
-  // calls of it in a row, and less and less often while it stays the same one.
-  void Took(pid_t caller);
-
-  static constexpr unsigned kCallsFirst = 16;
-  static constexpr unsigned kCallsMost = 1024;
+  ThreadCpu() = default;
+  explicit ThreadCpu(pid_t tid);
+  std::optional<int> Get() const;  // nothing: there is no such thread (any more)
 
  private:
-  void Follow(pid_t caller) const;
+  Fd stat_;
+};
 
-  cpu_set_t allowed_{};
-  bool usable_ = false;
+// Keeps the thread that owns it on the CPU of a lone caller, for as long as that is the only one
+// and where it is. Used by one thread, which may run anywhere in `allowed` else.
+class CallerFollower {
+ public:
+  explicit CallerFollower(const cpu_set_t& allowed);
+
+  // A call of that thread was taken. Mostly only counts: looks where the caller is (some us) after
+  // so many calls of it in a row.
+  void Took(pid_t caller);
+
+  static constexpr unsigned kCalls = 16;
+
+ private:
+  void Follow();
+  void LookForNewMask();
+  void Unpin();
+
+  cpu_set_t allowed_;
+  const bool usable_;
   pid_t last_ = 0;
   unsigned in_a_row_ = 0;
-  unsigned look_after_ = kCallsFirst;
+  ThreadCpu caller_;
+  bool known_ = false;  // caller_ is of last_
+  int pinned_to_ = -1;
 };
 
 // The calling thread no longer interrupts a caller that goes on running after a call for which it

@@ -726,7 +726,7 @@ void FuseSession::ServeThread() {
     serving_.insert(pthread_self());
   }
   const Buffer buffer;
-  CallerFollower follower;
+  CallerFollower follower(cpus_);
   if (options_.batch) DoNotInterruptCallers();
   for (bool reader = true; reader && !over_;) {
     Door::PollForRequest(*this);
@@ -776,6 +776,8 @@ void FuseSession::StopServing() {
 
 void FuseSession::Serve(Filesystem& filesystem) {
   filesystem_ = &filesystem;
+  CPU_ZERO(&cpus_);
+  if (options_.follow_caller) ::sched_getaffinity(0, sizeof cpus_, &cpus_);
   struct sigaction wake {};
   wake.sa_handler = [](int) {};  // no SA_RESTART: read() returns EINTR
   ::sigaction(SIGUSR1, &wake, nullptr);

@@ -18,6 +18,7 @@
 #include <thread>
 
 #include <pthread.h>
+#include <sched.h>
 
 #include "base/fd.h"
 #include "base/mutex.h"
@@ -81,6 +82,7 @@ class FuseSession final : public BackingOpener, public Notifier {
 
   FuseSessionOptions options_;
   std::unique_ptr<Door> door_;
+  cpu_set_t cpus_{};  // where threads may run; empty: the kernel decides
   Filesystem* filesystem_ = nullptr;
   bool passthrough_ = false;
   bool epoch_supported_ = false;

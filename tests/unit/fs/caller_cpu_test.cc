@@ -51,43 +51,90 @@ class PinnedThread {
   std::thread thread_;
 };
 
-// A thread that follows may be moved again at any moment by the kernel, so whether it went there is
-// seen by what it may do meanwhile: nothing else is observable for certain. It is asked often
-// enough.
-bool EverOn(int cpu, CallerFollower& follower, pid_t caller) {
-  for (unsigned i = 0; i < 20 * CallerFollower::kCallsMost; ++i) {
-    follower.Took(caller);
-    if (::sched_getcpu() == cpu) return true;
-  }
-  return false;
-}
-
 TEST(CallerCpuTest, TellsWhereAThreadIs) {
   for (const int cpu : Allowed()) {
     const PinnedThread thread(cpu);
-    EXPECT_EQ(CpuOfThread(thread.tid()), cpu);
+    EXPECT_EQ(ThreadCpu(thread.tid()).Get(), cpu);
   }
 }
 
 TEST(CallerCpuTest, NoSuchThreadIsNowhere) {
-  EXPECT_EQ(CpuOfThread(0x3fffffff), std::nullopt);
+  EXPECT_EQ(ThreadCpu(0x3fffffff).Get(), std::nullopt);
 }
 
-TEST(CallerCpuTest, FollowsALoneCallerAndMayStillRunAnywhere) {
-  const std::vector<int> before = Allowed();
-  if (before.size() < 2) GTEST_SKIP() << "one CPU: there is nowhere to go";
-  CallerFollower follower;
-  for (const int cpu : before) {
+void TakeCalls(CallerFollower& follower, pid_t caller, unsigned count) {
+  for (unsigned i = 0; i < count; ++i) follower.Took(caller);
+}
+
+TEST(CallerCpuTest, StaysWithALoneCaller) {
+  const std::vector<int> all = Allowed();
+  if (all.size() < 2) GTEST_SKIP() << "one CPU: there is nowhere to go";
+  cpu_set_t set;
+  ASSERT_EQ(::sched_getaffinity(0, sizeof set, &set), 0);
+  CallerFollower follower(set);
+  for (const int cpu : all) {
     const PinnedThread caller(cpu);
-    EXPECT_TRUE(EverOn(cpu, follower, caller.tid())) << "CPU " << cpu;
-    EXPECT_EQ(Allowed(), before);
+    for (unsigned i = 0; i < CallerFollower::kCalls; ++i) {
+      EXPECT_EQ(Allowed(), all) << "after " << i << " calls, which is too early";
+      follower.Took(caller.tid());
+      follower.Took(0);  // as RELEASE comes: from nobody
+    }
+    follower.Took(caller.tid());
+    EXPECT_EQ(Allowed(), std::vector<int>{cpu});
+    EXPECT_EQ(::sched_getcpu(), cpu);
+    follower.Took(caller.tid() + 1);
+    EXPECT_EQ(Allowed(), all) << "another one called";
   }
+}
+
+TEST(CallerCpuTest, WhatSomebodyElseSetsCounts) {
+  const std::vector<int> all = Allowed();
+  if (all.size() < 2) GTEST_SKIP() << "one CPU: there is nowhere to go";
+  cpu_set_t set;
+  ASSERT_EQ(::sched_getaffinity(0, sizeof set, &set), 0);
+  std::thread([&] {
+    CallerFollower follower(set);
+    const PinnedThread caller(all[0]), other(all[1]);
+    TakeCalls(follower, caller.tid(), 1 + CallerFollower::kCalls);
+    ASSERT_EQ(Allowed(), std::vector<int>{all[0]});
+    // As `taskset -a -p` would, back to all, then to one that is not the caller's.
+    ASSERT_EQ(::sched_setaffinity(0, sizeof set, &set), 0);
+    TakeCalls(follower, caller.tid(), CallerFollower::kCalls);
+    EXPECT_EQ(Allowed(), std::vector<int>{all[0]}) << "it follows again";
+    cpu_set_t second;
+    CPU_ZERO(&second);
+    CPU_SET(all[1], &second);
+    ASSERT_EQ(::sched_setaffinity(0, sizeof second, &second), 0);
+    TakeCalls(follower, caller.tid(), 2 * CallerFollower::kCalls);
+    EXPECT_EQ(Allowed(), std::vector<int>{all[1]});
+    follower.Took(other.tid());
+    EXPECT_EQ(Allowed(), std::vector<int>{all[1]}) << "not what it began with";
+  }).join();
+}
+
+TEST(CallerCpuTest, AThreadMadeMeanwhileMayRunAnywhere) {
+  const std::vector<int> all = Allowed();
+  if (all.size() < 2) GTEST_SKIP() << "one CPU: there is nowhere to go";
+  cpu_set_t set;
+  ASSERT_EQ(::sched_getaffinity(0, sizeof set, &set), 0);
+  std::thread([&] {
+    CallerFollower follower(set);
+    const PinnedThread caller(all[0]);
+    TakeCalls(follower, caller.tid(), 1 + CallerFollower::kCalls);
+    EXPECT_EQ(Allowed(), std::vector<int>{all[0]});
+    std::thread([&] {
+      const CallerFollower another(set);
+      EXPECT_EQ(Allowed(), all);
+    }).join();
+  }).join();
 }
 
 TEST(CallerCpuTest, ACallerThatHasGoneIsNoHarm) {
   const std::vector<int> before = Allowed();
-  CallerFollower follower;
-  for (unsigned i = 0; i < 2 * CallerFollower::kCallsMost; ++i) follower.Took(0x3fffffff);
+  cpu_set_t set;
+  ASSERT_EQ(::sched_getaffinity(0, sizeof set, &set), 0);
+  CallerFollower follower(set);
+  TakeCalls(follower, 0x3fffffff, 2 * CallerFollower::kCalls);
   EXPECT_EQ(Allowed(), before);
 }
 
