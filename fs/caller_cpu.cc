@@ -20,6 +20,11 @@ cpu_set_t Only(int cpu) {
   return set;
 }
 
+void ChangePolicy(int from, int to) {
+  const sched_param none{};
+  if (::sched_getscheduler(0) == from) ::sched_setscheduler(0, to, &none);
+}
+
 }  // namespace
 
 ThreadCpu::ThreadCpu(pid_t tid)
@@ -48,7 +53,9 @@ std::optional<int> ThreadCpu::Get() const {
 CallerFollower::CallerFollower(const cpu_set_t& allowed)
     : allowed_(allowed), usable_(CPU_COUNT(&allowed) > 1) {
   // A thread begins on the CPUs of the one that made it, which may follow a caller just now.
-  if (usable_) ::sched_setaffinity(0, sizeof allowed_, &allowed_);
+  if (!usable_) return;
+  ::sched_setaffinity(0, sizeof allowed_, &allowed_);
+  ChangePolicy(SCHED_BATCH, SCHED_OTHER);
 }
 
 void CallerFollower::Took(pid_t caller) {
@@ -73,7 +80,9 @@ void CallerFollower::Follow() {
   const std::optional<int> cpu = caller_.Get();
   if (!cpu || *cpu >= CPU_SETSIZE || *cpu == pinned_to_ || !CPU_ISSET(*cpu, &allowed_)) return;
   const cpu_set_t there = Only(*cpu);
-  if (::sched_setaffinity(0, sizeof there, &there) == 0) pinned_to_ = *cpu;
+  if (::sched_setaffinity(0, sizeof there, &there) != 0) return;
+  pinned_to_ = *cpu;
+  ChangePolicy(SCHED_OTHER, SCHED_BATCH);
 }
 
 void CallerFollower::LookForNewMask() {
@@ -82,19 +91,16 @@ void CallerFollower::LookForNewMask() {
   if (::sched_getaffinity(0, sizeof now, &now) != 0 || CPU_EQUAL(&now, &expected)) return;
   allowed_ = now;
   pinned_to_ = -1;
+  ChangePolicy(SCHED_BATCH, SCHED_OTHER);
 }
 
 void CallerFollower::Unpin() {
   if (pinned_to_ < 0) return;
   LookForNewMask();
-  if (pinned_to_ >= 0) ::sched_setaffinity(0, sizeof allowed_, &allowed_);
+  if (pinned_to_ < 0) return;
+  ::sched_setaffinity(0, sizeof allowed_, &allowed_);
   pinned_to_ = -1;
-}
-
-void DoNotInterruptCallers() {
-  const sched_param none{};
-  // What the operator has set for the whole process (real time, idle) stays.
-  if (::sched_getscheduler(0) == SCHED_OTHER) ::sched_setscheduler(0, SCHED_BATCH, &none);
+  ChangePolicy(SCHED_BATCH, SCHED_OTHER);
 }
 
 }  // namespace kvcfs::fs

@@ -28,7 +28,10 @@ class ThreadCpu {
 };
 
 // Keeps the thread that owns it on the CPU of a lone caller, for as long as that is the only one
-// and where it is. Used by one thread, which may run anywhere in `allowed` else.
+// and where it is. As long as it is there it is SCHED_BATCH (sched(7)): it does not interrupt a
+// caller that goes on after a call for which it does not wait (RELEASE), and runs when the caller
+// waits. Used by one thread, which may run anywhere in `allowed` else, or in what somebody
+// (taskset) has given it since; a policy that somebody (chrt) gave it stays.
 class CallerFollower {
  public:
   explicit CallerFollower(const cpu_set_t& allowed);
@@ -52,10 +55,5 @@ class CallerFollower {
   bool known_ = false;  // caller_ is of last_
   int pinned_to_ = -1;
 };
-
-// The calling thread no longer interrupts a caller that goes on running after a call for which it
-// does not wait (RELEASE after close): it runs when the caller waits, or at the next tick.
-// sched(7), SCHED_BATCH.
-void DoNotInterruptCallers();
 
 }  // namespace kvcfs::fs

@@ -727,7 +727,6 @@ void FuseSession::ServeThread() {
   }
   const Buffer buffer;
   CallerFollower follower(cpus_);
-  if (options_.batch) DoNotInterruptCallers();
   for (bool reader = true; reader && !over_;) {
     Door::PollForRequest(*this);
     const ssize_t got = ::read(options_.device_fd, buffer.data(), buffer.size());

@@ -41,7 +41,6 @@ struct FuseSessionOptions {
   std::string probe_directory;  // a directory of the slots' tmpfs, to try passthrough on
   unsigned threads_max = 64;
   bool follow_caller = true;          // CallerFollower of caller_cpu.h
-  bool batch = false;                 // DoNotInterruptCallers() of caller_cpu.h
   std::chrono::microseconds poll{0};  // spin that long for the next request before sleeping
 };
 

@@ -248,7 +248,6 @@ int RunNode(const NodeOptions& options) {
   session_options.probe_directory = paths.dram;
   session_options.threads_max = static_cast<unsigned>(config.fs.fuse_threads_max);
   session_options.follow_caller = config.fs.fuse_follow_caller;
-  session_options.batch = config.fs.fuse_batch;
   session_options.poll = config.fs.fuse_poll;
   using Wanted = fs::FuseSessionOptions::Passthrough;
   session_options.passthrough = config.fs.passthrough == Passthrough::kOff  ? Wanted::kOff

@@ -40,9 +40,6 @@ void BindFs(ConfigSchema& schema, FsSettings& fs) {
              {.min = 2, .max = 1024});
   schema.Bool("fuse_follow_caller", &fs.fuse_follow_caller,
               "Serve a lone caller on its own CPU: saves waking another CPU twice a call.");
-  schema.Bool("fuse_batch", &fs.fuse_batch,
-              "FUSE threads run as SCHED_BATCH: a caller is not interrupted when it closes a file. "
-              "Faster where CPUs are idle, slower where all are busy.");
   schema.Duration("fuse_poll", &fs.fuse_poll,
                   "How long a FUSE thread polls before it sleeps; saves a wake-up, costs a CPU.",
                   {.max = milliseconds(10)});

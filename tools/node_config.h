@@ -27,7 +27,6 @@ struct FsSettings {
   Passthrough passthrough = Passthrough::kAuto;
   int64_t fuse_threads_max = 64;
   bool fuse_follow_caller = true;
-  bool fuse_batch = false;
   std::chrono::microseconds fuse_poll{0};
   std::chrono::milliseconds lease{30'000};
   std::chrono::milliseconds lease_hold{10'000};

@@ -138,14 +138,23 @@ TEST(CallerCpuTest, ACallerThatHasGoneIsNoHarm) {
   EXPECT_EQ(Allowed(), before);
 }
 
-TEST(CallerCpuTest, KeepsWhatTheOperatorHasSet) {
-  std::thread([] {
-    DoNotInterruptCallers();
+TEST(CallerCpuTest, DoesNotInterruptACallerWithWhomItStays) {
+  const std::vector<int> all = Allowed();
+  if (all.size() < 2) GTEST_SKIP() << "one CPU: there is nowhere to go";
+  cpu_set_t set;
+  ASSERT_EQ(::sched_getaffinity(0, sizeof set, &set), 0);
+  std::thread([&] {
+    CallerFollower follower(set);
+    const PinnedThread caller(all[0]), other(all[1]);
+    EXPECT_EQ(::sched_getscheduler(0), SCHED_OTHER);
+    TakeCalls(follower, caller.tid(), 1 + CallerFollower::kCalls);
     EXPECT_EQ(::sched_getscheduler(0), SCHED_BATCH);
+    follower.Took(other.tid());
+    EXPECT_EQ(::sched_getscheduler(0), SCHED_OTHER);
     const sched_param none{};
     ASSERT_EQ(::sched_setscheduler(0, SCHED_IDLE, &none), 0);
-    DoNotInterruptCallers();
-    EXPECT_EQ(::sched_getscheduler(0), SCHED_IDLE);
+    TakeCalls(follower, caller.tid(), 1 + CallerFollower::kCalls);
+    EXPECT_EQ(::sched_getscheduler(0), SCHED_IDLE) << "what the operator has set";
   }).join();
 }
 
