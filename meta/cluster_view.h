@@ -25,7 +25,7 @@ struct ClusterNode {
   uint64_t incarnation = 0;
   uint8_t roles = 0;
   std::string address;
-  std::string name;  // what operators call it
+  std::string name{};  // what operators call it
   friend bool operator==(const ClusterNode&, const ClusterNode&) = default;
 };
 
