@@ -192,7 +192,7 @@ class TcpTransport final : public Transport {
   Status Start() {
     if (shared_->options.tls.given() || !shared_->options.tls.certificate.empty() ||
         !shared_->options.tls.key.empty()) {
-      KVC_TRY_ASSIGN(shared_->tls, TlsContext::Make(shared_->options.tls));
+      KVC_TRY_ASSIGN(shared_->tls, TlsFiles::Open(shared_->options.tls));
     }
     return loops_.Start(shared_->options.threads);
   }

@@ -27,7 +27,7 @@
 #include "rdma/frame_parser.h"
 #include "rdma/regions.h"
 #include "rdma/tcp_loop.h"
-#include "rdma/tls.h"
+#include "rdma/tls_files.h"
 #include "rdma/wire.h"
 
 namespace kvcfs::rdma {
@@ -38,7 +38,7 @@ struct TcpShared {
       : options(given), regions(incarnation) {}
   const TransportOptions options;
   Regions regions;
-  std::unique_ptr<TlsContext> tls;  // null: none was given
+  std::unique_ptr<TlsFiles> tls;  // null: none was given
   struct Counters {
     std::atomic<uint64_t> calls{0}, reads{0}, writes{0}, messages_sent{0}, bytes_sent{0};
     std::atomic<uint64_t> bytes_received{0}, timeouts{0}, refused{0}, reconnects{0}, hostile{0};

@@ -165,7 +165,7 @@ class Transport {
   virtual TransportStats Stats() const = 0;
 };
 
-// Certificates and keys, PEM files. All three or none.
+// Certificates and keys, PEM files. All three or none. New connections use what they hold then.
 struct TlsOptions {
   std::string certificate, key, authority;
   bool given() const { return !authority.empty(); }

@@ -89,6 +89,7 @@ TEST_F(TcpTest, OneSidedAccessWithinBounds) {
   EXPECT_EQ(peer_->WriteAndWait({region, 60'000, 50'000}, bytes, kLong).code, Code::kInvalid);
   EXPECT_EQ(peer_->WriteAndWait({region, 10, 50'000}, bytes, kLong).code, Code::kOk);
   server_->Withdraw(region);
+  server_->Withdraw(fixed);
   EXPECT_TRUE(std::equal(bytes.begin(), bytes.end(), memory.begin() + 10));
   EXPECT_EQ(peer_->ReadAndWait({region, 0, 50'000}, bytes, kLong).code, Code::kStale);
   EXPECT_EQ(client_->Stats().reads, 5u);

@@ -3,16 +3,14 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 
 #include <gtest/gtest.h>
 
-#include "rdma/tcp.h"
-#include "tests/unit/rdma/echo_service.h"
+#include "tests/unit/rdma/tcp_fixture.h"
 
 namespace kvcfs::rdma {
 namespace {
-
-constexpr Millis kLong{60'000};
 
 class TlsTest : public testing::Test {
  protected:
@@ -50,8 +48,9 @@ class TlsTest : public testing::Test {
   void Serve(const TransportOptions& options, const std::string& host = "127.0.0.1") {
     auto made = MakeTcpTransport(options);
     ASSERT_TRUE(made.ok()) << made.error().text;
+    server_.reset();  // its address is taken over
     server_ = std::move(*made);
-    const auto address = server_->Listen({.host = host, .port = 0}, &service_);
+    const auto address = server_->Listen({.host = host, .port = address_.port}, &service_);
     ASSERT_TRUE(address.ok()) << address.error().text;
     address_ = *address;
     address_.host = "127.0.0.1";
@@ -61,8 +60,9 @@ class TlsTest : public testing::Test {
     EXPECT_TRUE(made.ok());
     client_ = std::move(*made);
     peer_ = client_->Connect(address_);
-    return peer_->CallAndWait(kEcho, ToBytes("x"), {.timeout = kLong});
+    return AskAgain();
   }
+  Reply AskAgain() { return peer_->CallAndWait(kEcho, ToBytes("x"), {.timeout = kLong}); }
 
   static std::string directory;
   EchoService service_;
@@ -90,6 +90,7 @@ TEST_F(TlsTest, NodesTalkAndBulkIsWhole) {
   Bytes memory = Pattern(1 << 20, 2), received(1 << 20);
   const uint64_t region = *server_->Expose(memory, Access::kRead);
   EXPECT_EQ(peer_->ReadAndWait({region, 0, 1 << 20}, received, kLong).code, Code::kOk);
+  server_->Withdraw(region);
   EXPECT_TRUE(memory == received);
 }
 
@@ -117,6 +118,7 @@ TEST_F(TlsTest, OneSidedAccessIsForWhoMayUseAll) {
   EXPECT_EQ(peer_->WriteAndWait({region, 0, 1000}, Pattern(1000, 2), kLong).code, Code::kDenied);
   ASSERT_EQ(Ask(OptionsOf("c2", 0)).code, Code::kOk);
   EXPECT_EQ(peer_->ReadAndWait({region, 0, 1000}, bytes, kLong).code, Code::kOk);
+  server_->Withdraw(region);
   EXPECT_EQ(bytes, before);
 }
 
@@ -172,6 +174,56 @@ TEST_F(TlsTest, WithoutACertificateNothing) {
   Serve(server);
   EXPECT_NE(Ask(OptionsOf("n2", 2)).code, Code::kOk);
   EXPECT_EQ(service_.served, 0);
+}
+
+class RotationTest : public TlsTest {
+ protected:
+  // Puts another authority's files of `name` into the place of the server's, one by one.
+  static void Replace(const std::string& from, const std::string& name, const std::string& to) {
+    namespace files = std::filesystem;
+    for (const std::string& file : {name + ".pem", name + ".key", std::string("ca.pem")}) {
+      files::create_directories(directory + to);
+      files::copy_file(directory + from + "/" + file, directory + to + "/new");
+      files::rename(directory + to + "/new", directory + to + "/" + file);
+    }
+  }
+};
+
+TEST_F(RotationTest, AServerShowsWhatItsFilesHold) {
+  Replace("", "n1", "/server");
+  Serve(OptionsOf("n1", 1, "/server"));
+  ASSERT_EQ(Ask(OptionsOf("n2", 2)).code, Code::kOk);
+  const auto first_client = std::move(client_);
+  const auto first = peer_;
+  Replace("/other", "n1", "/server");
+  EXPECT_EQ(Ask(OptionsOf("n1", 3, "/other")).code, Code::kOk);
+  EXPECT_NE(Ask(OptionsOf("n2", 2)).code, Code::kOk);
+  // Who is connected stays so.
+  Answers answers;
+  first->Call(kEcho, ToBytes("x"), {.timeout = kLong}, answers.Next());
+  EXPECT_EQ(answers.Wait(1)[0].code, Code::kOk);
+}
+
+TEST_F(RotationTest, WhatCannotBeUsedIsNotUsed) {
+  Replace("", "n1", "/server");
+  Serve(OptionsOf("n1", 1, "/server"));
+  ASSERT_EQ(Ask(OptionsOf("n2", 2)).code, Code::kOk);
+  std::filesystem::remove(directory + "/server/n1.key");
+  EXPECT_EQ(Ask(OptionsOf("n2", 2)).code, Code::kOk);
+  std::ofstream(directory + "/server/n1.key") << "half";
+  EXPECT_EQ(Ask(OptionsOf("n2", 2)).code, Code::kOk);
+  Replace("/other", "n1", "/server");
+  EXPECT_EQ(Ask(OptionsOf("n1", 3, "/other")).code, Code::kOk);
+}
+
+TEST_F(RotationTest, AClientConnectsAgainWithWhatItsFilesHold) {
+  Replace("", "n1", "/client");
+  Serve(OptionsOf("n1", 1));
+  ASSERT_EQ(Ask(OptionsOf("n1", 2, "/client")).code, Code::kOk);
+  Serve(OptionsOf("n1", 1, "/other"));
+  ASSERT_TRUE(Eventually([&] { return AskAgain().code == Code::kDenied; }));
+  Replace("/other", "n1", "/client");
+  EXPECT_TRUE(Eventually([&] { return AskAgain().code == Code::kOk; }));
 }
 
 TEST_F(TlsTest, FilesThatAreNoneAreNamed) {
