@@ -109,6 +109,10 @@ class TcpListener final : public LoopMember, public std::enable_shared_from_this
   }
 
   void Take(Fd fd) {
+    if (shared_->accepted.load(std::memory_order_relaxed) >= shared_->options.connections_max) {
+      shared_->counters.refused.fetch_add(1, std::memory_order_relaxed);
+      return;
+    }
     sockaddr_storage address{};
     socklen_t bytes = sizeof(address);
     ::getpeername(fd.get(), reinterpret_cast<sockaddr*>(&address), &bytes);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include <fmt/format.h>
@@ -91,7 +92,7 @@ bool TcpConnection::Enqueue(Outgoing frame) {
   {
     MutexLock lock(send_mutex_);
     if (!open_) return false;
-    queued_bytes_.fetch_add(frame.bytes(), std::memory_order_relaxed);
+    queued_bytes_.fetch_add(frame.bytes() + kFrameCost, std::memory_order_relaxed);
     queue_.push_back(std::move(frame));
     if (sending_) return true;
     if (loop_->OnThread()) {
@@ -164,7 +165,7 @@ void TcpConnection::Consume(size_t bytes, std::vector<Outgoing>& gone) {
   while (!queue_.empty() && queue_.front().bytes() <= sent_of_first_) {
     Outgoing& frame = queue_.front();
     sent_of_first_ -= frame.bytes();
-    queued_bytes_.fetch_sub(frame.bytes(), std::memory_order_relaxed);
+    queued_bytes_.fetch_sub(frame.bytes() + kFrameCost, std::memory_order_relaxed);
     shared_->counters.messages_sent.fetch_add(1, std::memory_order_relaxed);
     shared_->counters.bytes_sent.fetch_add(frame.bytes(), std::memory_order_relaxed);
     gone.push_back(std::move(frame));
@@ -214,15 +215,13 @@ void TcpConnection::OnSent(int result, uint32_t /*flags*/) {
   if (result <= 0 && !WantsRetry(result)) {
     Close({Code::kUnavailable, ErrnoError(-result, "send").text});
   }
+  Resume();
   EndIfQuiet();
 }
 
 void TcpConnection::Release(std::vector<Outgoing> gone) {
   bool calls = false;
-  for (const Outgoing& frame : gone) {
-    if (frame.answers) OnAnswerGone();
-    calls |= frame.released != nullptr;
-  }
+  for (const Outgoing& frame : gone) calls |= frame.released != nullptr;
   if (!calls) return;
   if (loop_->OnThread()) {
     for (const Outgoing& frame : gone) {
@@ -246,7 +245,7 @@ TcpConnection::Unqueued TcpConnection::Unqueue(uint64_t id) {
     if (queue_[i].id != id) continue;
     if (i < gathered_ || (i == 0 && sent_of_first_ != 0)) return Unqueued::kBegun;
     taken = std::move(queue_[i]);
-    queued_bytes_.fetch_sub(taken.bytes(), std::memory_order_relaxed);
+    queued_bytes_.fetch_sub(taken.bytes() + kFrameCost, std::memory_order_relaxed);
     // Not erase: it might move frames that the kernel reads.
     for (size_t j = i + 1; j < queue_.size(); ++j) queue_[j - 1] = std::move(queue_[j]);
     queue_.pop_back();
@@ -259,6 +258,8 @@ TcpConnection::Unqueued TcpConnection::Unqueue(uint64_t id) {
 
 void TcpConnection::Receive() {
   if (closing_ || receive_op_.busy()) return;
+  paused_ = Full();
+  if (paused_) return;
   TcpRing& ring = loop_->ring();
   if (multishot_) return ring.ReceiveMultishot(&receive_op_, fd_.get());
   receiving_direct_ = tls_ == nullptr && !parser_.idle() && parser_.wanted() > kLookahead;
@@ -274,6 +275,8 @@ void TcpConnection::OnReceived(int result, uint32_t flags) {
   const auto bytes = static_cast<size_t>(std::max(result, 0));
   shared_->counters.bytes_received.fetch_add(bytes, std::memory_order_relaxed);
   const bool dropping = std::exchange(drop_bulk_, false);
+  const bool pausing = pausing_;
+  if (!receive_op_.busy()) pausing_ = false;
   if (closing_) {
     loop_->ring().Recycle(flags);
   } else if (receiving_direct_) {
@@ -290,25 +293,66 @@ void TcpConnection::OnReceived(int result, uint32_t flags) {
   } else {
     status = Take({lookahead_.get(), bytes});
   }
-  if (!status.ok() && !closing_) {
-    shared_->counters.hostile.fetch_add(1, std::memory_order_relaxed);
-    KVC_LOG(Warn, "a connection sent what is not allowed", "peer={} reason={}",
-            LogValue(peer_text_), LogValue(status.error().text));
-    Close(status.error());
-  }
+  Judge(status);
   if (result == 0) {
     Close({Code::kUnavailable, "the peer ended the connection"});
   } else if (result < 0 && !WantsRetry(result) && result != -ENOBUFS &&
-             !(dropping && result == -ECANCELED)) {
+             !((dropping || pausing) && result == -ECANCELED)) {
     Close({Code::kUnavailable, ErrnoError(-result, "receive").text});
   }
+  if (receive_op_.busy() && !closing_ && !pausing_ && Full()) {
+    paused_ = pausing_ = true;
+    loop_->ring().Cancel(&receive_op_);
+  }
   Receive();
+  Resume();
   EndIfQuiet();
 }
 
+void TcpConnection::Judge(const Status& status) {
+  if (status.ok() || closing_) return;
+  shared_->counters.hostile.fetch_add(1, std::memory_order_relaxed);
+  KVC_LOG(Warn, "a connection sent what is not allowed", "peer={} reason={}", LogValue(peer_text_),
+          LogValue(status.error().text));
+  Close(status.error());
+}
+
+void TcpConnection::Resume() {
+  if (!paused_ || closing_ || Full()) return;
+  paused_ = false;
+  Judge(Take({}));
+  Receive();
+}
+
 Status TcpConnection::Take(std::span<const std::byte> bytes) {
-  if (tls_ == nullptr) return parser_.Feed(bytes);
-  return TakeTls(bytes);
+  if (tls_ != nullptr) return TakeTls(bytes);
+  if (unread_.empty()) {
+    KVC_TRY_ASSIGN(const size_t taken, TakeSome(bytes));
+    bytes = bytes.subspan(taken);
+  }
+  unread_.insert(unread_.end(), bytes.begin(), bytes.end());
+  if (unread_.empty()) return {};
+  KVC_TRY_ASSIGN(const size_t taken, TakeSome(std::span(unread_).subspan(unread_at_)));
+  unread_at_ += taken;
+  if (unread_at_ == unread_.size()) {
+    unread_.clear();
+    unread_at_ = 0;
+  }
+  return {};
+}
+
+Result<size_t> TcpConnection::TakeSome(std::span<const std::byte> bytes) {
+  size_t taken = 0;
+  while (taken < bytes.size() && !closing_) {
+    paused_ = Full();
+    if (paused_) break;
+    const auto target = parser_.Target();
+    const size_t piece = std::min(target.size(), bytes.size() - taken);
+    std::memcpy(target.data(), bytes.data() + taken, piece);
+    KVC_TRY(parser_.Advance(piece));
+    taken += piece;
+  }
+  return taken;
 }
 
 Status TcpConnection::TakeTls(std::span<const std::byte> bytes) {
@@ -318,7 +362,8 @@ Status TcpConnection::TakeTls(std::span<const std::byte> bytes) {
   }
   for (;;) {
     Result<size_t> read = size_t{0};
-    {
+    paused_ = Full();
+    if (!paused_) {
       MutexLock lock(send_mutex_);
       read = tls_->Read(parser_.Target());
     }

@@ -8,7 +8,7 @@
 // Memory: an Outgoing's bulk is borrowed until it is released; the receiver's place until OnFrame,
 // Dropped or Closed.
 // Fails: a stream that is no stream of ours, or silent for 4 heartbeats, is closed, counted,
-// logged.
+// logged. A server reads nothing more while unsent_bytes_max of answers wait to be sent.
 #pragma once
 
 #include <array>
@@ -43,6 +43,8 @@ struct TcpShared {
     std::atomic<uint64_t> calls{0}, reads{0}, writes{0}, messages_sent{0}, bytes_sent{0};
     std::atomic<uint64_t> bytes_received{0}, timeouts{0}, refused{0}, reconnects{0}, hostile{0};
   } counters;
+  std::atomic<uint64_t> serving_bytes{0};  // memory for bulk of requests
+  std::atomic<uint32_t> accepted{0};       // connections
 
   Hello OwnHello(bool bulk) const;
   FrameLimits Limits() const {
@@ -58,7 +60,6 @@ struct Outgoing {
   Regions::Loan loan;              // if the bulk is of a region
   std::function<void()> released;  // the bulk is free again; on the loop
   uint64_t id = 0;                 // of the request
-  bool answers = false;            // counts as served when it is gone
   size_t bytes() const { return header.size() + head.size() + bulk.size(); }
 };
 
@@ -78,7 +79,6 @@ class TcpConnection : public LoopMember,
   // Takes back the frame of a request. Gone: it was not there, or is sent already.
   enum class Unqueued : uint8_t { kTaken, kGone, kBegun };
   Unqueued Unqueue(uint64_t id) KVC_EXCLUDES(send_mutex_);
-  uint64_t queued_bytes() const { return queued_bytes_.load(std::memory_order_relaxed); }
 
   // Stops receiving into the place of the bulk that comes now, if it is of this request; then
   // BulkDropped. False: it is not.
@@ -105,7 +105,6 @@ class TcpConnection : public LoopMember,
   virtual void BulkDropped(uint64_t /*id*/) {}
   // Nothing is received or sent any more; once. Memory that was lent to it is free.
   virtual void OnClosed(const Error& why) = 0;
-  virtual void OnAnswerGone() {}  // a frame with `answers` was sent, or never will be; any thread
   virtual bool Busy() const { return false; }  // something else than send or receive is in flight
 
   TcpShared& shared() const { return *shared_; }
@@ -123,7 +122,9 @@ class TcpConnection : public LoopMember,
 
   void Receive();
   void OnReceived(int result, uint32_t flags);
+  // Bytes of the stream; empty: those that wait. What is not taken now waits.
   Status Take(std::span<const std::byte> bytes);
+  Result<size_t> TakeSome(std::span<const std::byte> bytes);
   Status TakeTls(std::span<const std::byte> bytes);
 
   void OnSent(int result, uint32_t flags);
@@ -135,6 +136,14 @@ class TcpConnection : public LoopMember,
   void Consume(size_t bytes, std::vector<Outgoing>& gone) KVC_REQUIRES(send_mutex_);
   // Whether all of the queue is sent.
   bool SendInline(std::vector<Outgoing>& gone) KVC_REQUIRES(send_mutex_);
+  // So much waits to be sent that nothing more is read: who does not take its answers asks no more.
+  bool Full() const {
+    return server_ &&
+           queued_bytes_.load(std::memory_order_relaxed) >= shared_->options.unsent_bytes_max;
+  }
+  // Goes on with what was received, and receives.
+  void Resume();
+  void Judge(const Status& status);
   // Calls what the frames want called: here on the loop's thread, there otherwise.
   void Release(std::vector<Outgoing> gone);
   void CheckAlive(Millis now);
@@ -144,6 +153,7 @@ class TcpConnection : public LoopMember,
   static constexpr size_t kPieces = 64;             // iovecs of one send
   static constexpr size_t kLookahead = 16 << 10;    // a receive that may hold a bulk's beginning
   static constexpr size_t kInlineBytes = 16 << 10;  // at most so much is sent by the caller itself
+  static constexpr size_t kFrameCost = 256;         // of a frame in the queue, besides its bytes
 
   const std::shared_ptr<TcpShared> shared_;
   const std::shared_ptr<TcpLoop> loop_;
@@ -156,6 +166,10 @@ class TcpConnection : public LoopMember,
   bool multishot_ = false;
   bool receiving_direct_ = false;
   bool drop_bulk_ = false;
+  bool paused_ = false;   // because of Full()
+  bool pausing_ = false;  // a multishot receive is being cancelled
+  Bytes unread_;          // received while Full()
+  size_t unread_at_ = 0;
   std::unique_ptr<std::byte[]> lookahead_;
   MethodOp<TcpConnection, &TcpConnection::OnReceived> receive_op_{this};
   MethodOp<TcpConnection, &TcpConnection::OnSent> send_op_{this};

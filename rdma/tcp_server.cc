@@ -7,8 +7,6 @@
 namespace kvcfs::rdma {
 namespace {
 
-constexpr uint32_t kUnsentMax = 1 << 17;  // twice what one of our peers may have open
-
 Bytes TextOf(std::string_view text) {
   const auto bytes = std::as_bytes(std::span(text.substr(0, 4000)));
   return {bytes.begin(), bytes.end()};
@@ -19,7 +17,7 @@ Bytes TextOf(std::string_view text) {
 class TcpResponder final : public Responder {
  public:
   TcpResponder(std::shared_ptr<TcpServed> connection, const FrameHeader& header, Millis now,
-               std::unique_ptr<std::byte[]> own)
+               OwnBulk own)
       : connection_(std::move(connection)),
         identity_(connection_->identity_),
         id_(header.request_id),
@@ -63,14 +61,19 @@ class TcpResponder final : public Responder {
   const uint64_t id_;
   const Millis deadline_;
   const uint32_t receive_bytes_, bulk_bytes_;
-  const std::unique_ptr<std::byte[]> own_;
+  const OwnBulk own_;  // goes before the connection, which keeps its counter
   bool answered_ = false;
 };
 
 TcpServed::TcpServed(std::shared_ptr<TcpShared> shared, std::shared_ptr<TcpLoop> loop,
                      Service* service, const std::string& peer_text)
-    : TcpConnection(std::move(shared), std::move(loop), true, false, peer_text),
-      service_(service) {}
+    : TcpConnection(std::move(shared), std::move(loop), true, false, peer_text), service_(service) {
+  this->shared().accepted.fetch_add(1, std::memory_order_relaxed);
+}
+
+TcpServed::~TcpServed() {
+  shared().accepted.fetch_sub(1, std::memory_order_relaxed);
+}
 
 Status TcpServed::OnHello(const Hello& /*hello*/, PeerIdentity identity) {
   identity_ = std::make_shared<const PeerIdentity>(std::move(identity));
@@ -81,11 +84,8 @@ void TcpServed::Answer(FrameHeader header, Bytes head, std::span<const std::byte
                        Regions::Loan loan, const std::function<void()>& sent) {
   Outgoing frame = MakeFrame(header, std::move(head), bulk);
   frame.loan = std::move(loan);
-  frame.answers = true;
   frame.released = sent;
-  unsent_.fetch_add(1, std::memory_order_relaxed);
   if (Enqueue(std::move(frame))) return;
-  unsent_.fetch_sub(1, std::memory_order_relaxed);
   // The peer is gone: nothing will be sent, and the bulk is free, but not inside of Answer.
   if (sent != nullptr && !loop().Post(sent)) sent();
 }
@@ -125,8 +125,15 @@ Result<std::span<std::byte>> TcpServed::PlaceOf(const FrameHeader& header,
     KVC_CHECK(placed_.size() == header.bulk_bytes);
     return placed_;
   }
-  own_.reset(new std::byte[header.bulk_bytes]);  // not zeroed: it is overwritten at once
-  return std::span(own_.get(), header.bulk_bytes);
+  std::atomic<uint64_t>& all = shared().serving_bytes;
+  if (all.fetch_add(header.bulk_bytes, std::memory_order_relaxed) + header.bulk_bytes >
+      options.serving_bytes_max) {
+    all.fetch_sub(header.bulk_bytes, std::memory_order_relaxed);
+    refused_ = Error{Code::kBusy, "too much bulk waits here"};
+    return std::span<std::byte>();
+  }
+  own_ = OwnBulk(&all, header.bulk_bytes);
+  return own_.span();
 }
 
 Status TcpServed::OnRequest(const FrameHeader& header, Bytes head, std::span<std::byte> bulk) {
@@ -144,10 +151,6 @@ Status TcpServed::OnRequest(const FrameHeader& header, Bytes head, std::span<std
     default:
       return Error{Code::kCorrupt, fmt::format("{} from who asks", FrameKindName(header.kind))};
   }
-  // Who asks on and on without reading answers is not of our making.
-  if (unsent_.load(std::memory_order_relaxed) >= kUnsentMax) {
-    return Error{Code::kTooLarge, "it asks, and does not read the answers"};
-  }
   Status status = std::exchange(refused_, {});
   if (status.ok() && header.kind == FrameKind::kCall && bulk.empty() &&
       serving_.load(std::memory_order_relaxed) >= options.serving_max) {
@@ -163,7 +166,7 @@ Status TcpServed::OnRequest(const FrameHeader& header, Bytes head, std::span<std
     placed_ = {};
     auto responder =
         std::make_unique<TcpResponder>(std::static_pointer_cast<TcpServed>(shared_from_this()),
-                                       header, loop().Now(), std::exchange(own_, nullptr));
+                                       header, loop().Now(), std::exchange(own_, OwnBulk()));
     service_->Serve(header.method, std::move(head), bulk, std::move(responder));
     return {};
   }
@@ -191,6 +194,7 @@ Status TcpServed::OnRequest(const FrameHeader& header, Bytes head, std::span<std
 
 void TcpServed::OnClosed(const Error& /*why*/) {
   loan_ = {};
+  own_ = {};
   if (!placed_.empty()) service_->Abandon(std::exchange(placed_, {}));
 }
 

@@ -14,7 +14,8 @@
 //   validate versions (meta/remote_layout.h). Regions know no namespaces: a peer whose certificate
 //   names some gets kDenied, and asks the service.
 // - Everything has a bound: bytes in flight to a peer (kBusy at once beyond it), a frame's length
-//   (checked before memory is taken), waiting calls of a server (it answers kBusy).
+//   (checked before memory is taken), waiting calls of a server and their bulk (it answers kBusy),
+//   answers that a peer does not take (it is not read from), connections.
 // Threads: every method from any thread. Completions and Service::Serve run on a thread of the
 //   transport, never inside the call that caused them, and must not block.
 // Source: DESIGN of the wire: rdma/WIRE.md. The cost model: rdma/cost_model.h.
@@ -183,6 +184,9 @@ struct TransportOptions {
   uint32_t bulk_bytes_max = 64 << 20;
   uint64_t in_flight_bytes_max = 256 << 20;  // of one peer
   uint32_t serving_max = 4096;               // requests of one connection that wait for answers
+  uint64_t unsent_bytes_max = 64 << 20;      // answers of one connection: then it is not read from
+  uint64_t serving_bytes_max = 1 << 30;      // own memory for bulk of requests, all connections
+  uint32_t connections_max = 16'384;         // accepted ones; who comes then is closed
   Millis heartbeat{500};                     // silence of 4 of them: the connection is dead
 };
 

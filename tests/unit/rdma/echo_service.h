@@ -46,7 +46,8 @@ class EchoService : public Service {
       }
       case kBulk: {
         const size_t bytes = std::min<size_t>(responder->receive_bytes(), answer.size());
-        ++in_use;
+        const int now = ++in_use;
+        if (now > in_use_max) in_use_max = now;
         return responder->Answer({}, answer.first(bytes), [this] { --in_use; });
       }
       case kTooMuch:
@@ -106,7 +107,7 @@ class EchoService : public Service {
     std::lock_guard lock(mutex_);
     return place_;
   }
-  std::atomic<int> served = 0, in_use = 0, placed = 0, abandoned = 0;
+  std::atomic<int> served = 0, in_use = 0, in_use_max = 0, placed = 0, abandoned = 0;
 
  private:
   static void Send(Responder& responder, Bytes head, Bytes bulk) {

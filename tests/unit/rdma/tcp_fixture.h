@@ -125,10 +125,12 @@ class Stranger {
     Send(head);
     Send(bulk);
   }
-  void Greet(NodeId node = {}) {
-    SendFrame({.kind = FrameKind::kHello},
-              EncodeHello(
-                  {.cluster = "kvcfs", .node = node, .name = "stranger", .is_node = node.valid()}));
+  void Greet(NodeId node = {}, bool bulk = false) {
+    SendFrame({.kind = FrameKind::kHello}, EncodeHello({.cluster = "kvcfs",
+                                                        .node = node,
+                                                        .name = "stranger",
+                                                        .is_node = node.valid(),
+                                                        .bulk = bulk}));
   }
   // The next frame that the other side sends; its bulk is read over.
   FrameHeader ReadFrame() {
@@ -156,6 +158,11 @@ class Stranger {
       }
     }
     return one.seen;
+  }
+  // Or else closed.
+  bool IsGreeted() {
+    std::byte first{};
+    return ::recv(fd_.get(), &first, 1, MSG_PEEK) == 1;
   }
   // Until the other side closes: what it said.
   Bytes ReadToEnd() {

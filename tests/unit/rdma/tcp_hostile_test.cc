@@ -71,6 +71,63 @@ TEST_F(TcpTest, WhoSaysNothingIsClosed) {
   greets.ReadToEnd();
 }
 
+TEST_F(TcpTest, WhoDoesNotTakeAnswersIsNotReadFrom) {
+  TransportOptions options = OptionsOf(1);
+  options.unsent_bytes_max = 1 << 20;
+  Open(options, OptionsOf(2));
+  service_.SetMemory(Pattern(256 << 10, 1));
+  for (const bool bulk : {false, true}) {
+    Stranger stranger(address_);
+    stranger.Greet({}, bulk);
+    for (int i = 0; i < 100; ++i) {
+      stranger.SendFrame({.kind = FrameKind::kCall,
+                          .method = kBulk,
+                          .deadline_ms = 60'000,
+                          .request_id = 1,
+                          .receive_bytes = 256 << 10},
+                         {});
+    }
+    EXPECT_EQ(stranger.ReadFrame().kind, FrameKind::kHello);
+    for (int i = 0; i < 100; ++i) ASSERT_EQ(stranger.ReadFrame().bulk_bytes, 256u << 10);
+    EXPECT_TRUE(Eventually([&] { return service_.in_use == 0; }));
+  }
+  EXPECT_EQ(service_.served, 200);
+  EXPECT_LE(service_.in_use_max, 4);
+}
+
+TEST_F(TcpTest, MemoryForBulkIsBoundOverAllConnections) {
+  TransportOptions options = OptionsOf(1);
+  options.serving_bytes_max = 100'000;
+  Open(options, OptionsOf(2));
+  auto other = std::move(MakeTcpTransport(OptionsOf(3))).value();
+  auto from_other = other->Connect(address_);
+  const Bytes sent(60'000);
+  Answers held;
+  peer_->Call(kHold, {}, {.timeout = kLong, .send = sent}, held.Next());
+  ASSERT_TRUE(Eventually([&] { return service_.held_count() == 1; }));
+  const CallOptions call{.timeout = kLong, .send = sent};
+  EXPECT_EQ(from_other->CallAndWait(kEcho, {}, call).code, Code::kBusy);
+  EXPECT_EQ(from_other->CallAndWait(kEcho, {}, {.timeout = kLong}).code, Code::kOk);
+  service_.AnswerHeld();
+  EXPECT_EQ(held.Wait(1)[0].code, Code::kOk);
+  EXPECT_TRUE(
+      Eventually([&] { return from_other->CallAndWait(kForget, {}, call).code != Code::kBusy; }));
+}
+
+TEST_F(TcpTest, ConnectionsAreBound) {
+  TransportOptions options = OptionsOf(1);
+  options.connections_max = 2;
+  Open(options, OptionsOf(2));
+  Stranger first(address_);
+  {
+    Stranger second(address_);
+    EXPECT_EQ(first.ReadFrame().kind, FrameKind::kHello);
+    EXPECT_EQ(second.ReadFrame().kind, FrameKind::kHello);
+    EXPECT_TRUE(Stranger(address_).ReadToEnd().empty());
+  }
+  EXPECT_TRUE(Eventually([&] { return Stranger(address_).IsGreeted(); }));
+}
+
 TEST_F(TcpTest, ABulkThatEndsInTheMiddleGivesItsPlaceBack) {
   slot_.resize(1 << 20);
   service_.SetPlace(slot_);
