@@ -69,8 +69,8 @@ KVC_FIELDS(DoomRequest, &DoomRequest::id, &DoomRequest::version, &DoomRequest::o
 KVC_FIELDS(PointRequest, &PointRequest::id, &PointRequest::ordinal, &PointRequest::anchor,
            &PointRequest::version);
 KVC_FIELDS(UnpointRequest, &UnpointRequest::id, &UnpointRequest::version);
-KVC_FIELDS(GrantRequest, &GrantRequest::id);
-KVC_FIELDS(GrantReply, &GrantReply::block);
+KVC_FIELDS(GrantRequest, &GrantRequest::id, &GrantRequest::node);
+KVC_FIELDS(GrantReply, &GrantReply::block, &GrantReply::leased);
 KVC_FIELDS(RevokeRequest, &RevokeRequest::id);
 KVC_FIELDS(MarkRequest, &MarkRequest::id, &MarkRequest::generation, &MarkRequest::version);
 KVC_FIELDS(ForgetRequest, &ForgetRequest::id, &ForgetRequest::generation);

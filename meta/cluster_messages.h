@@ -25,6 +25,7 @@ namespace kvcfs::meta {
 struct Place {
   NodeId node;
   uint64_t generation = 0;
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 sees one in it
   friend auto operator<=>(const Place&, const Place&) = default;
 };
 
@@ -194,9 +195,11 @@ struct UnpointRequest {
 // Asks the owner of a first block for the right to answer for it.
 struct GrantRequest {
   BlockId id;
+  NodeId node;  // who asks
 };
 struct GrantReply {
   FoundBlock block;
+  bool leased = false;  // beyond the grant, so that its holder may lease it to clients
 };
 struct RevokeRequest {
   BlockId id;

@@ -25,6 +25,7 @@ namespace kvcfs::meta {
 struct SpaceId {
   uint64_t high = 0;
   uint64_t low = 0;
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 sees one in it
   friend auto operator<=>(const SpaceId&, const SpaceId&) = default;
 };
 
@@ -32,6 +33,7 @@ struct SpaceId {
 struct BlockId {
   SpaceId space;
   BlockKey key;
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 sees one in it
   friend auto operator<=>(const BlockId&, const BlockId&) = default;
 };
 
