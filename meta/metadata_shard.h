@@ -1,0 +1,260 @@
+// What a metadata node does: the shards that its view gives it, as an index of the holders' truth.
+//
+// A core without I/O: events go in, Actions come out. Whoever runs it sends the calls (also those
+// to the node itself), brings every reply or its failure back to ReceiveReply, and calls Tick when
+// NextTick has come. Nothing here is written down: a shard is loaded from the holders' inventories.
+// The protocol, and why it is right: CLUSTER.md. Files: metadata_shard.cc (what clients and holders
+// ask), shard_records.cc (the life of a record), shard_loading.cc (views, inventories, repair).
+// Threads: one at a time.   Memory: all records of its shards.
+// Deterministic: the same events give the same actions.
+#pragma once
+
+#include <array>
+#include <compare>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "meta/cluster_messages.h"
+#include "meta/lease_table.h"
+
+namespace kvcfs::meta {
+
+class MetadataShard {
+ public:
+  struct Options {
+    NodeId self;
+    uint64_t incarnation = 0;
+    ClusterTimes times;
+    uint64_t leased_bytes_max = uint64_t{1} << 40;
+    size_t repairs_max = 64;      // at a time
+    size_t sends_per_tick = 512;  // the rest waits for the next
+    // Whether the node's own lease at etcd lets it answer (serving_right.h).
+    std::function<bool(Millis)> may_serve;
+  };
+  explicit MetadataShard(Options options);
+  ~MetadataShard();
+
+  // Views in the order of their epochs. One that was skipped makes it load everything anew.
+  void SetView(Millis now, const ClusterView& view, Actions* actions);
+  // `call`: chosen by the caller, comes back in the answer, at once or later.
+  void Receive(Millis now, uint64_t call, const Request& request, Actions* actions);
+  void ReceiveReply(Millis now, uint64_t id, const Reply& reply, Actions* actions);
+  void Tick(Millis now, Actions* actions);
+  Millis NextTick() const;  // Millis::max(): nothing to do
+
+  struct Counts {
+    uint64_t shards = 0, loading = 0, reconciling = 0;
+    uint64_t records = 0, pending = 0, doomed = 0, repairs_waiting = 0, tasks = 0;
+    uint64_t repaired_total = 0, orphans_total = 0, lost_total = 0;
+  };
+  Counts Count() const;
+  uint64_t epoch() const { return view_.epoch; }
+  bool Owns(uint32_t shard) const { return shards_[shard] != nullptr; }
+  bool Serves(uint32_t shard, Millis now) const;  // would answer a Match
+
+  // For tests and the simulator's model, in no particular order.
+  struct RecordState {
+    const BlockFacts* facts;
+    uint64_t version;
+    bool visible, doomed, settled;  // settled: its shard is not loading or reconciling
+    std::vector<Place> marked;
+  };
+  void VisitRecords(const std::function<void(uint32_t shard, const RecordState&)>& visit) const;
+
+ private:
+  struct Copy {
+    Place place;
+    bool marked = false;    // the holder has it as published
+    bool verified = false;  // since the holder's present incarnation
+  };
+  struct Waiter {
+    uint64_t call = 0;
+    std::vector<Place> places;
+  };
+  struct Edge {  // a child
+    uint64_t version = 0;
+    bool local = false;  // in the same group
+    Millis asked{0};
+  };
+  enum class State : uint8_t { kPending, kVisible, kRemoving };
+  struct Record {
+    BlockFacts facts;
+    uint64_t version = 0;    // of the bytes: made at the commit, kept by the holders
+    uint64_t attach_id = 0;  // of this record: made when it is, told to the parent and the pointer
+    State state = State::kPending;
+    bool doomed = false;
+    bool attached = false;  // the parent knows of it
+    bool pointed = false;   // its pointer is there
+    std::vector<Copy> copies;
+    std::map<BlockKey, Edge> children;
+    std::map<BlockKey, Millis> pins;  // children being written: until when
+    std::map<NodeId, Millis> grants;  // of a first block: who may answer for it until when
+    std::vector<Waiter> committers;
+    std::vector<uint64_t> droppers;
+  };
+  struct Pointer {
+    uint32_t ordinal = 0;
+    BlockKey anchor;
+    uint64_t version = 0;
+  };
+  struct Shard {
+    uint32_t number = 0;
+    bool loaded = false;
+    Millis gained{0};
+    std::set<NodeId> waiting;  // holders whose inventory is not complete
+    std::unordered_map<BlockId, Record, BlockIdHash> records;
+    std::map<BlockId, std::map<BlockKey, Edge>> loose;  // edges whose parent is not there (yet)
+    std::unordered_map<BlockId, Pointer, BlockIdHash> pointers;
+    std::set<BlockId> leaves;
+    std::set<BlockId> unsettled;  // pending or doomed
+    std::set<BlockId> repairs;
+  };
+  // Something said again and again until it is answered under the present view.
+  enum class TaskKind : uint8_t {
+    kAttach,
+    kPoint,
+    kMark,
+    kForget,
+    kDoom,
+    kRevoke,
+    kCopy,
+    kHave,  // so far: of a record of ours
+    kInventory,
+    kGrant,
+    kDetach,  // from here on: of what is gone
+    kUnpoint,
+    kForgetStray,
+    kDoomStray,
+  };
+  // (kind, what it is about, another key, node, generation): at most one of each.
+  using TaskKey = std::tuple<TaskKind, BlockId, BlockKey, NodeId, uint64_t>;
+  struct Task {
+    uint64_t id = 0;
+    RequestBody body;
+    BlockId target_anchor;  // its shard's owner is asked, unless:
+    NodeId target_node;
+    uint32_t shard = kShardCount;  // that it belongs to
+    Millis due{0};
+    Millis first_sent{-1};  // under the present view
+  };
+  struct Stream {  // of a holder's inventory
+    ShardSet shards;
+    BlockId after;
+    uint64_t after_generation = 0;
+  };
+  struct FirstCopy {  // of somebody else's first block
+    FoundBlock block;
+    bool leased = false;
+    Millis until{0};
+  };
+  struct WaitingMatch {
+    uint64_t call = 0;
+    MatchRequest request;
+  };
+
+  // metadata_shard.cc
+  void Answer(uint64_t call, Code code, ReplyBody body, Actions* actions) const;
+  void Serve(Millis now, uint64_t call, const MatchRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const ResolveRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const LocateRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const ChainRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const LeavesRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const ReserveRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const CommitRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const DropRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const MissingRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const ReleaseRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const AttachRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const DetachRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const DoomRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const PointRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const UnpointRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const GrantRequest& request, Actions* actions);
+  void Serve(Millis now, uint64_t call, const RevokeRequest& request, Actions* actions);
+  // `first`: what to say of a first block that is neither ours nor copied here; kBusy: ask for it.
+  void AnswerMatch(Millis now, uint64_t call, const MatchRequest& request, Code first,
+                   Actions* actions);
+  GroupAnswer MatchGroupHere(Millis now, Shard& shard, const MatchRequest& request,
+                             const MatchGroup& group);
+  Code ReleaseOne(Millis now, const NodeId& holder, const ReleaseItem& item, Actions* actions);
+  uint32_t Lease(Millis now, const Record& record);
+  FoundBlock Describe(const Record& record) const;
+  Shard* ShardFor(const BlockId& anchor, Code* why);
+  static Record* FindRecord(Shard& shard, const BlockId& id);
+
+  // shard_records.cc
+  // attach_id as the version, where it is made now; else a new one.
+  Record& AddRecord(Shard& shard, const BlockFacts& facts, uint64_t version, uint64_t attach_id);
+  void Advance(Millis now, Shard& shard, Record& record, Actions* actions);
+  void AdvanceRemoval(Millis now, Shard& shard, Record& record, Actions* actions);
+  void BecomeVisible(Millis now, Shard& shard, Record& record, Actions* actions);
+  void Doom(Millis now, Shard& shard, Record& record, Actions* actions);
+  void Erase(Millis now, Shard& shard, const BlockId& id, Actions* actions);
+  void EraseEdge(Millis now, Shard& shard, const BlockId& parent, const BlockKey& child,
+                 uint64_t version, Actions* actions);
+  void RemoveCopy(Millis now, Shard& shard, Record& record, const Place& place, Actions* actions);
+  void AnswerCommitters(Record& record, Actions* actions);
+  void UpdateLeaf(Shard& shard, const Record& record);
+  void NoteRepair(Shard& shard, const Record& record);
+  static size_t GoodCopies(const Record& record);
+  bool IsEvictable(Millis now, const Shard& shard, const Record& record) const;
+  uint64_t NextVersion() { return (view_.epoch << 32) | ++version_counter_; }
+
+  Task& EnsureTask(const TaskKey& key, uint32_t shard);
+  void DropTask(const TaskKey& key);
+  void DropTasksOf(TaskKind kind, const BlockId& id);
+  void AskMark(Shard& shard, const Record& record, const Place& place);
+  // A copy of no record. Until its holder has answered, nothing may be made of it.
+  void ForgetStray(Shard& shard, const BlockId& id, const Place& place);
+  bool IsForgotten(const BlockId& id, const Place& place) const {
+    return tasks_.contains({TaskKind::kForgetStray, id, {}, place.node, place.generation});
+  }
+  void FinishGrant(Millis now, const TaskKey& key, const Task& task, const Reply& reply,
+                   Actions* actions);
+  void FinishOfRecord(Millis now, const TaskKey& key, const Task& task, const Reply& reply,
+                      Actions* actions);
+  void SendDue(Millis now, Actions* actions);
+
+  // shard_loading.cc
+  void RestartTasks();
+  void AnswerWaiting(Shard& shard, Actions* actions);
+  void ForgetNodes(Millis now, Shard& shard, const ClusterView& before, Actions* actions);
+  void RestartRecords(Millis now, Shard& shard, const Placement& before, Actions* actions);
+  void StartStreams(const ClusterView& before);
+  void AskInventory(const NodeId& node, const Stream& stream);
+  void Merge(Millis now, const NodeId& node, const ShardSet& shards, const InventoryEntry& entry,
+             Actions* actions);
+  void MergeRecord(Millis now, Shard& shard, const Place& place, const InventoryEntry& entry,
+                   Actions* actions);
+  void FinishStream(Millis now, const NodeId& node, Actions* actions);
+  void FinishShard(Millis now, Shard& shard, Actions* actions);
+  void ReceiveInventory(Millis now, const NodeId& node, const InventoryReply& reply,
+                        Actions* actions);
+  void StartRepairs(Millis now, Actions* actions);
+  size_t WantedCopies(const Record& record) const;
+
+  const Options options_;
+  ClusterView view_;
+  Placement placement_;
+  std::array<std::unique_ptr<Shard>, kShardCount> shards_;
+  LeaseTable leases_;
+  uint64_t version_counter_ = 0;
+  uint64_t next_id_ = 1;
+  std::map<TaskKey, Task> tasks_;
+  std::unordered_map<uint64_t, TaskKey> keys_;  // of tasks by id
+  std::set<std::pair<Millis, uint64_t>> due_;
+  std::map<NodeId, Stream> streams_;
+  std::map<BlockId, FirstCopy> first_copies_;
+  std::map<BlockId, std::vector<WaitingMatch>> waiting_matches_;
+  size_t repairs_running_ = 0;
+  Millis next_scan_{0};
+  Counts totals_;
+};
+
+}  // namespace kvcfs::meta

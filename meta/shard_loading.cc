@@ -1,0 +1,425 @@
+// Changes of the view: which shards come and go, the holders' inventories, repair.
+#include <algorithm>
+
+#include "meta/metadata_shard.h"
+#include "meta/planted.h"
+
+namespace kvcfs::meta {
+namespace {
+
+bool HoldsBlocks(const ClusterNode& node) {
+  return (node.roles & kRoleBlocks) != 0;
+}
+
+}  // namespace
+
+void MetadataShard::SetView(Millis now, const ClusterView& view, Actions* actions) {
+  if (view.epoch <= view_.epoch) return;
+  const ClusterView before = std::move(view_);
+  const Placement placed_before = placement_;
+  const bool in = view.Has(options_.self, options_.incarnation);
+  // Views that we did not see may have had other owners.
+  const bool continuous = (view.epoch == before.epoch + 1 || KVC_PLANTED(14)) && in &&
+                          before.Has(options_.self, options_.incarnation);
+  view_ = view;
+  placement_ = Placement(view);
+  version_counter_ = 0;
+  for (const auto& [id, waiting] : waiting_matches_) {
+    for (const WaitingMatch& match : waiting) {
+      Answer(match.call, Code::kStale, EmptyReply{}, actions);
+    }
+  }
+  waiting_matches_.clear();
+  if (!KVC_PLANTED(24)) first_copies_.clear();
+  std::vector<uint32_t> kept;
+  for (uint32_t number = 0; number < kShardCount; ++number) {
+    std::unique_ptr<Shard>& shard = shards_[number];
+    if (shard != nullptr) AnswerWaiting(*shard, actions);
+    const bool owned = in && placement_.OwnerOf(number) == options_.self;
+    if (owned && shard != nullptr && continuous && shard->loaded) {
+      kept.push_back(number);
+      continue;
+    }
+    if (shard != nullptr) {
+      for (const auto& [id, record] : shard->records) leases_.Drop(BlockIdHash()(id));
+    }
+    shard.reset();
+    if (!owned) continue;
+    shard = std::make_unique<Shard>();
+    shard->number = number;
+    shard->gained = now;
+  }
+  std::array<bool, kShardCount> is_kept{};
+  for (const uint32_t number : kept) is_kept[number] = true;
+  for (auto at = tasks_.begin(); at != tasks_.end();) {
+    const auto next = std::next(at);
+    const auto& [key, task] = *at;
+    const bool lost = task.target_node.valid() && view_.Find(task.target_node) == nullptr;
+    if (task.shard >= kShardCount || !is_kept[task.shard] || lost) DropTask(TaskKey(key));
+    at = next;
+  }
+  RestartTasks();
+  StartStreams(before);
+  for (const uint32_t number : kept) ForgetNodes(now, *shards_[number], before, actions);
+  for (const uint32_t number : kept) {
+    RestartRecords(now, *shards_[number], placed_before, actions);
+  }
+  for (uint32_t number = 0; number < kShardCount; ++number) {
+    if (shards_[number] != nullptr && !shards_[number]->loaded &&
+        (shards_[number]->waiting.empty() || KVC_PLANTED(7))) {
+      FinishShard(now, *shards_[number], actions);
+    }
+  }
+  SendDue(now, actions);
+}
+
+void MetadataShard::AnswerWaiting(Shard& shard, Actions* actions) {
+  std::vector<uint64_t> calls;
+  for (auto& [id, record] : shard.records) {
+    for (const Waiter& waiter : record.committers) calls.push_back(waiter.call);
+    calls.insert(calls.end(), record.droppers.begin(), record.droppers.end());
+    record.committers.clear();
+    record.droppers.clear();
+  }
+  std::sort(calls.begin(), calls.end());
+  for (const uint64_t call : calls) Answer(call, Code::kStale, EmptyReply{}, actions);
+}
+
+// What is kept is said anew, now and under the new epoch, as new tasks: late answers miss them.
+void MetadataShard::RestartTasks() {
+  due_.clear();
+  keys_.clear();
+  for (auto& [key, task] : tasks_) {
+    task.id = next_id_++;
+    task.due = Millis(0);
+    task.first_sent = Millis(-1);
+    keys_.emplace(task.id, key);
+    due_.emplace(task.due, task.id);
+  }
+}
+
+// Copies on nodes that left go; those on nodes that began anew are doubted until they are listed.
+void MetadataShard::ForgetNodes(Millis now, Shard& shard, const ClusterView& before,
+                                Actions* actions) {
+  std::vector<std::pair<BlockId, Place>> lost;
+  for (auto& [id, record] : shard.records) {
+    std::erase_if(record.grants,
+                  [&](const auto& grant) { return view_.Find(grant.first) == nullptr; });
+    for (Copy& copy : record.copies) {
+      const ClusterNode* node = view_.Find(copy.place.node);
+      if (node == nullptr || !HoldsBlocks(*node)) {
+        lost.emplace_back(id, copy.place);
+      } else if (!before.Has(node->id, node->incarnation)) {
+        copy.verified = false;
+      }
+    }
+  }
+  std::sort(lost.begin(), lost.end());
+  for (const auto& [id, place] : lost) {
+    if (Record* record = FindRecord(shard, id); record != nullptr) {
+      RemoveCopy(now, shard, *record, place, actions);
+    }
+  }
+  for (const ClusterNode& node : before.nodes) {
+    const ClusterNode* still = view_.Find(node.id);
+    if (still == nullptr || !HoldsBlocks(*still)) {
+      const bool was_waiting = shard.waiting.erase(node.id) != 0;
+      if (was_waiting && shard.waiting.empty()) FinishShard(now, shard, actions);
+    }
+  }
+}
+
+void MetadataShard::RestartRecords(Millis now, Shard& shard, const Placement& before,
+                                   Actions* actions) {
+  std::vector<std::pair<uint32_t, BlockId>> ids;
+  for (const auto& [id, record] : shard.records) ids.emplace_back(record.facts.ordinal, id);
+  std::sort(ids.begin(), ids.end());
+  for (const auto& [ordinal, id] : ids) {
+    Record* record = FindRecord(shard, id);
+    if (record == nullptr) continue;
+    if (record->state == State::kPending && !record->doomed && !KVC_PLANTED(21)) {
+      // What parent and pointer promised, they promised under the old view.
+      record->attached = false;
+      record->pointed = false;
+      DropTasksOf(TaskKind::kMark, id);
+    } else if (record->state == State::kVisible && !record->doomed &&
+               record->facts.has_parent_elsewhere()) {
+      const uint32_t parent_shard = ShardOf(record->facts.parent_anchor_id());
+      if (before.OwnerOf(parent_shard) != placement_.OwnerOf(parent_shard) ||
+          before.IncarnationOf(parent_shard) != placement_.IncarnationOf(parent_shard)) {
+        Task& task = EnsureTask({TaskKind::kAttach, id, {}, {}, 0}, shard.number);
+        task.body =
+            AttachRequest{id, record->facts.parent, record->facts.parent_anchor, record->attach_id};
+        task.target_anchor = record->facts.parent_anchor_id();
+      }
+    }
+    NoteRepair(shard, *record);
+    Advance(now, shard, *record, actions);
+  }
+}
+
+// Every holder is asked for the shards that are loading; one that is new or began anew, or had not
+// told everything, also for the others.
+void MetadataShard::StartStreams(const ClusterView& before) {
+  const std::map<NodeId, Stream> unfinished = std::move(streams_);
+  streams_.clear();
+  for (const ClusterNode& node : view_.nodes) {
+    if (!HoldsBlocks(node)) continue;
+    const ClusterNode* known = before.Find(node.id);
+    const bool anew =
+        known == nullptr || known->incarnation != node.incarnation || !HoldsBlocks(*known);
+    const auto old = unfinished.find(node.id);
+    Stream stream;
+    for (uint32_t number = 0; number < kShardCount; ++number) {
+      Shard* shard = shards_[number].get();
+      if (shard == nullptr) continue;
+      if (!shard->loaded || anew || (old != unfinished.end() && old->second.shards.Has(number))) {
+        stream.shards.Add(number);
+        shard->waiting.insert(node.id);
+      }
+    }
+    if (stream.shards.Empty()) continue;
+    streams_[node.id] = stream;
+    AskInventory(node.id, stream);
+  }
+}
+
+void MetadataShard::AskInventory(const NodeId& node, const Stream& stream) {
+  Task& task = EnsureTask({TaskKind::kInventory, {}, {}, node, 0}, kShardCount);
+  task.body = InventoryRequest{stream.shards, stream.after, stream.after_generation};
+  task.target_node = node;
+}
+
+void MetadataShard::ReceiveInventory(Millis now, const NodeId& node, const InventoryReply& reply,
+                                     Actions* actions) {
+  const auto at = streams_.find(node);
+  if (at == streams_.end()) return;
+  Stream& stream = at->second;
+  for (const InventoryEntry& entry : reply.entries) {
+    Merge(now, node, stream.shards, entry, actions);
+    stream.after = entry.facts.id;
+    stream.after_generation = entry.generation;
+  }
+  if (reply.done || reply.entries.empty()) {
+    FinishStream(now, node, actions);
+  } else {
+    AskInventory(node, stream);
+  }
+  SendDue(now, actions);
+}
+
+void MetadataShard::Merge(Millis now, const NodeId& node, const ShardSet& shards,
+                          const InventoryEntry& entry, Actions* actions) {
+  const BlockFacts& facts = entry.facts;
+  const uint32_t home = ShardOf(facts.anchor_id());
+  if (shards.Has(home) && shards_[home] != nullptr) {
+    MergeRecord(now, *shards_[home], {node, entry.generation}, entry, actions);
+  }
+  if (facts.has_parent_elsewhere()) {
+    const uint32_t above = ShardOf(facts.parent_anchor_id());
+    if (shards.Has(above) && shards_[above] != nullptr) {
+      Shard& shard = *shards_[above];
+      Record* parent = FindRecord(shard, facts.parent_id());
+      Edge& edge = parent != nullptr ? parent->children[facts.id.key]
+                                     : shard.loose[facts.parent_id()][facts.id.key];
+      edge.version = std::max(edge.version, entry.version);
+      if (parent != nullptr) UpdateLeaf(shard, *parent);
+    }
+  }
+  const uint32_t by_key = ShardOf(facts.id);
+  if (shards.Has(by_key) && shards_[by_key] != nullptr) {
+    Pointer& pointer = shards_[by_key]->pointers[facts.id];
+    if (entry.version >= pointer.version) {
+      pointer = {facts.ordinal, facts.anchor, entry.version};
+    }
+  }
+}
+
+void MetadataShard::MergeRecord(Millis now, Shard& shard, const Place& place,
+                                const InventoryEntry& entry, Actions* actions) {
+  const BlockId id = entry.facts.id;
+  if (IsForgotten(id, place)) return;
+  const auto forget = [&](const Place& stray) { ForgetStray(shard, id, stray); };
+  Record* record = FindRecord(shard, id);
+  if (record != nullptr) {
+    for (Copy& copy : record->copies) {
+      if (copy.place != place) continue;
+      copy.marked = copy.verified = true;
+      return;
+    }
+    if (entry.version < record->version) return forget(place);
+    for (const Copy& copy : record->copies) {
+      if (copy.place.node == place.node && copy.verified && entry.version == record->version) {
+        return forget(place);  // twice at one node
+      }
+    }
+    if (entry.version > record->version && !record->doomed) {
+      // Ours is an older version, which came back while the shard had another owner.
+      for (const Copy& copy : record->copies) forget(copy.place);
+      DropTasksOf(TaskKind::kMark, id);
+      record->copies.clear();
+      record->version = entry.version;
+      record->facts = entry.facts;
+      record->attach_id = NextVersion();
+      record->state = State::kPending;
+      record->attached = false;
+      record->pointed = false;
+      shard.unsettled.insert(id);
+      UpdateLeaf(shard, *record);
+    }
+    record->copies.push_back({place, true, true});
+    if (record->doomed) AdvanceRemoval(now, shard, *record, actions);
+    return;
+  }
+  Record& added = AddRecord(shard, entry.facts, entry.version, NextVersion());
+  added.pointed = !shard.loaded;  // its shard asks for inventories as ours does
+  added.copies.push_back({place, true, true});
+}
+
+void MetadataShard::FinishStream(Millis now, const NodeId& node, Actions* actions) {
+  const ShardSet shards = streams_[node].shards;
+  streams_.erase(node);
+  for (uint32_t number = 0; number < kShardCount; ++number) {
+    if (!shards.Has(number) || shards_[number] == nullptr) continue;
+    Shard& shard = *shards_[number];
+    // What it had before it began anew and does not list, it has not any more.
+    std::vector<std::pair<BlockId, Place>> lost;
+    for (const auto& [id, record] : shard.records) {
+      for (const Copy& copy : record.copies) {
+        if (copy.place.node == node && copy.marked && !copy.verified) {
+          lost.emplace_back(id, copy.place);
+        }
+      }
+    }
+    std::sort(lost.begin(), lost.end());
+    for (const auto& [id, place] : lost) {
+      if (Record* record = FindRecord(shard, id); record != nullptr) {
+        RemoveCopy(now, shard, *record, place, actions);
+      }
+    }
+    shard.waiting.erase(node);
+    if (shard.waiting.empty()) FinishShard(now, shard, actions);
+  }
+}
+
+// All inventories are there: from now on what is not found is not there.
+void MetadataShard::FinishShard(Millis now, Shard& shard, Actions* actions) {
+  shard.loaded = true;
+  // Who has the record of a child may not know that we loaded anew, and so not ask for its parent.
+  for (const auto& [parent, children] : shard.loose) {
+    for (const auto& [key, edge] : children) {
+      if (edge.local || KVC_PLANTED(29)) continue;
+      Task& task = EnsureTask({TaskKind::kDoomStray, parent, key, {}, edge.version}, shard.number);
+      task.body = DoomRequest{{parent.space, key}, edge.version, false};
+      task.target_anchor = {parent.space, key};
+    }
+  }
+  std::vector<std::pair<uint32_t, BlockId>> ids;
+  for (const BlockId& id : shard.unsettled) {
+    ids.emplace_back(FindRecord(shard, id)->facts.ordinal, id);
+  }
+  std::sort(ids.begin(), ids.end());
+  for (const auto& [ordinal, id] : ids) {
+    if (Record* record = FindRecord(shard, id); record != nullptr) {
+      Advance(now, shard, *record, actions);
+    }
+  }
+}
+
+size_t MetadataShard::WantedCopies(const Record& record) const {
+  size_t holders = 0;
+  for (const ClusterNode& node : view_.nodes) {
+    if (HoldsBlocks(node) && (node.roles & kRoleDraining) == 0) ++holders;
+  }
+  return std::min<size_t>(record.facts.replicas, holders);
+}
+
+void MetadataShard::NoteRepair(Shard& shard, const Record& record) {
+  if (record.state != State::kVisible || record.doomed || KVC_PLANTED(25)) return;
+  size_t staying = 0;
+  for (const Copy& copy : record.copies) {
+    const ClusterNode* node = view_.Find(copy.place.node);
+    if (node != nullptr && (node->roles & kRoleDraining) == 0) ++staying;
+  }
+  if (staying < WantedCopies(record)) {
+    shard.repairs.insert(record.facts.id);
+  } else {
+    shard.repairs.erase(record.facts.id);
+  }
+}
+
+void MetadataShard::StartRepairs(Millis now, Actions* /*actions*/) {
+  for (const auto& owned : shards_) {
+    if (owned == nullptr || !owned->waiting.empty() || owned->repairs.empty()) continue;
+    Shard& shard = *owned;
+    const std::vector<BlockId> ids(shard.repairs.begin(), shard.repairs.end());
+    for (const BlockId& id : ids) {
+      if (repairs_running_ >= options_.repairs_max) return;
+      Record* record = FindRecord(shard, id);
+      if (record == nullptr) {
+        shard.repairs.erase(id);
+        continue;
+      }
+      NoteRepair(shard, *record);
+      if (!shard.repairs.contains(id)) continue;
+      const auto running = tasks_.lower_bound(TaskKey{TaskKind::kCopy, id, {}, {}, 0});
+      if (running != tasks_.end() && std::get<0>(running->first) == TaskKind::kCopy &&
+          std::get<1>(running->first) == id) {
+        continue;
+      }
+      std::vector<Place> sources;
+      for (const Copy& copy : record->copies) {
+        if (copy.marked && copy.verified) sources.push_back(copy.place);
+      }
+      const auto targets = HoldersFor(view_, id, 4, [&](const NodeId& node) {
+        return std::any_of(record->copies.begin(), record->copies.end(),
+                           [&](const Copy& copy) { return copy.place.node == node; });
+      });
+      if (sources.empty() || targets.empty()) continue;
+      // Another pair each time, for where one cannot.
+      const auto turn = static_cast<size_t>(now / options_.times.call);
+      const NodeId target = targets[turn % std::min<size_t>(targets.size(), 2)];
+      ++repairs_running_;
+      Task& task = EnsureTask({TaskKind::kCopy, id, {}, target, 0}, shard.number);
+      task.body = CopyRequest{record->facts, sources[turn % sources.size()]};
+      task.target_node = target;
+    }
+  }
+}
+
+void MetadataShard::Tick(Millis now, Actions* actions) {
+  if (!(options_.may_serve(now) || KVC_PLANTED(6))) {
+    next_scan_ = now + options_.times.retry;
+    return;
+  }
+  if (now >= next_scan_) {
+    next_scan_ = now + options_.times.retry;
+    leases_.Expire(now);
+    for (const auto& owned : shards_) {
+      if (owned == nullptr || !owned->loaded) continue;
+      const std::vector<BlockId> ids(owned->unsettled.begin(), owned->unsettled.end());
+      for (const BlockId& id : ids) {
+        if (Record* record = FindRecord(*owned, id); record != nullptr) {
+          Advance(now, *owned, *record, actions);
+        }
+      }
+    }
+    StartRepairs(now, actions);
+    std::erase_if(first_copies_, [&](const auto& copy) { return copy.second.until <= now; });
+  }
+  SendDue(now, actions);
+}
+
+Millis MetadataShard::NextTick() const {
+  Millis next = Millis::max();
+  if (!due_.empty()) next = due_.begin()->first;
+  for (const auto& shard : shards_) {
+    if (shard != nullptr && (!shard->unsettled.empty() || !shard->repairs.empty())) {
+      next = std::min(next, next_scan_);
+      break;
+    }
+  }
+  return std::max(next, next == Millis::max() ? next : Millis(0));
+}
+
+}  // namespace kvcfs::meta
