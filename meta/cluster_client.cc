@@ -1,0 +1,493 @@
+#include "meta/cluster_client.h"
+
+#include <algorithm>
+
+#include "meta/planted.h"
+
+namespace kvcfs::meta {
+namespace {
+
+// Asked again rather than given up.
+bool MayChange(Code code) {
+  return code == Code::kStale || code == Code::kUnavailable || code == Code::kTimeout ||
+         code == Code::kBusy;
+}
+
+}  // namespace
+
+void ClusterClient::SetView(Millis now, const ClusterView& view, ClientActions* out) {
+  if (view.epoch <= view_.epoch) return;
+  view_ = view;
+  placement_ = Placement(view);
+  std::vector<uint64_t> waiting;
+  for (const auto& [number, op] : ops_) {
+    if (op.retry >= Millis(0) && op.calls.empty()) waiting.push_back(number);
+  }
+  for (const uint64_t number : waiting) {
+    if (const auto at = ops_.find(number); at != ops_.end()) Run(now, number, at->second, out);
+  }
+}
+
+ClusterClient::Op& ClusterClient::Begin(Millis now, uint64_t number, Kind kind, const BlockId& id,
+                                        Millis timeout) {
+  Op& op = ops_[number];
+  op.kind = kind;
+  op.id = id;
+  op.deadline = now + timeout;
+  return op;
+}
+
+void ClusterClient::Match(Millis now, uint64_t number, const SpaceId& space,
+                          std::vector<BlockKey> keys, bool lease, Millis timeout,
+                          ClientActions* out) {
+  Op& op = Begin(now, number, Kind::kMatch, {space, {}}, timeout);
+  op.keys = std::move(keys);
+  op.lease = lease;
+  for (const GroupRange& range : GroupsOf(static_cast<uint32_t>(op.keys.size()))) {
+    GroupPart& part = op.groups.emplace_back();
+    part.range = range;
+    if (!lease) continue;
+    auto hit = cache_.Find(now, space, std::span(op.keys).subspan(range.first, range.count));
+    if (!hit.has_value()) continue;
+    part.answered = part.cached = true;
+    part.blocks = std::move(hit->blocks);
+    part.lease_until = hit->lease_until;
+  }
+  Run(now, number, op, out);
+}
+
+void ClusterClient::Stat(Millis now, uint64_t number, const BlockId& id, Millis timeout,
+                         ClientActions* out) {
+  Op& op = Begin(now, number, Kind::kStat, id, timeout);
+  op.where = cache_.Resolve(now, id);
+  Run(now, number, op, out);
+}
+
+void ClusterClient::Create(Millis now, uint64_t number, const BlockId& id, const BlockKey& parent,
+                           Millis timeout, ClientActions* out) {
+  Op& op = Begin(now, number, Kind::kCreate, {id.space, parent}, timeout);
+  op.facts.id = id;
+  op.facts.parent = parent;
+  if (parent.IsZero()) {
+    op.facts.anchor = id.key;
+    Outcome outcome{};
+    outcome.facts = op.facts;
+    return End(number, std::move(outcome), out);
+  }
+  op.where = cache_.Resolve(now, op.id);
+  Run(now, number, op, out);
+}
+
+void ClusterClient::Publish(Millis now, uint64_t number, const BlockFacts& facts,
+                            std::vector<Place> places, Millis timeout, ClientActions* out) {
+  Op& op = Begin(now, number, Kind::kPublish, facts.id, timeout);
+  op.facts = facts;
+  op.step = Step::kPut;
+  for (const Place& place : places) op.tried.insert(place.node);
+  op.places = std::move(places);
+  Run(now, number, op, out);
+}
+
+void ClusterClient::Read(Millis now, uint64_t number, const SpaceId& space, const FoundBlock& block,
+                         Millis timeout, ClientActions* out) {
+  Op& op = Begin(now, number, Kind::kRead, {space, block.key}, timeout);
+  op.block = block;
+  op.places = block.places;
+  // The own node first; the others in an order that is another one for each reader.
+  const auto distance = [&](const Place& place) {
+    return place.node == options_.self
+               ? 0
+               : 1 | MixHash(place.node.low ^ options_.self.low, block.key.Word(0));
+  };
+  std::sort(op.places.begin(), op.places.end(), [&](const Place& a, const Place& b) {
+    return std::pair(distance(a), a) < std::pair(distance(b), b);
+  });
+  Run(now, number, op, out);
+}
+
+void ClusterClient::Drop(Millis now, uint64_t number, const BlockId& id, Millis timeout,
+                         ClientActions* out) {
+  Op& op = Begin(now, number, Kind::kDrop, id, timeout);
+  op.where = cache_.Resolve(now, id);
+  cache_.Forget(id);
+  Run(now, number, op, out);
+}
+
+void ClusterClient::Chain(Millis now, uint64_t number, const BlockId& tip, Millis timeout,
+                          ClientActions* out) {
+  Run(now, number, Begin(now, number, Kind::kChain, tip, timeout), out);
+}
+
+void ClusterClient::Leaves(Millis now, uint64_t number, const SpaceId& space, uint32_t shard,
+                           const BlockKey& after, uint32_t limit, Millis timeout,
+                           ClientActions* out) {
+  Op& op = Begin(now, number, Kind::kLeaves, {space, after}, timeout);
+  op.shard = shard;
+  op.limit = limit;
+  Run(now, number, op, out);
+}
+
+void ClusterClient::NoteUsed(const BlockId& id, const NodeId& holder) {
+  std::set<BlockId>& ids = used_[holder];
+  if (ids.size() < options_.used_max) ids.insert(id);
+}
+
+uint64_t ClusterClient::Send(Millis now, uint64_t number, Op& op, const NodeId& to,
+                             RequestBody body, ClientActions* out) {
+  const uint64_t id = next_call_++;
+  op.calls.insert(id);
+  calls_[id] = {.op = number, .sent = now, .epoch = view_.epoch, .groups = {}, .place = {}};
+  out->calls.push_back({to, id, {view_.epoch, std::move(body)}});
+  return id;
+}
+
+bool ClusterClient::SendToOwner(Millis now, uint64_t number, Op& op, const BlockId& anchor,
+                                RequestBody body, ClientActions* out) {
+  const NodeId& owner = placement_.OwnerOf(anchor);
+  if (!owner.valid()) {
+    Retry(now, op);
+    return false;
+  }
+  Send(now, number, op, owner, std::move(body), out);
+  return true;
+}
+
+void ClusterClient::Tell(const NodeId& to, RequestBody body, ClientActions* out) {
+  out->calls.push_back({to, next_call_++, {view_.epoch, std::move(body)}});
+}
+
+void ClusterClient::End(uint64_t number, Outcome outcome, ClientActions* out) {
+  const auto at = ops_.find(number);
+  for (const uint64_t call : at->second.calls) calls_.erase(call);
+  ops_.erase(at);
+  outcome.op = number;
+  out->outcomes.push_back(std::move(outcome));
+}
+
+// Asks what is to be asked next.
+void ClusterClient::Run(Millis now, uint64_t number, Op& op, ClientActions* out) {
+  op.retry = Millis(-1);
+  switch (op.kind) {
+    case Kind::kMatch:
+      return RunMatch(now, number, op, out);
+    case Kind::kPublish:
+      return RunPublish(now, number, op, out);
+    case Kind::kRead:
+      return RunRead(now, number, op, out);
+    case Kind::kLeaves: {
+      const NodeId& owner = placement_.OwnerOf(op.shard);
+      if (!owner.valid()) return Retry(now, op);
+      Send(now, number, op, owner, LeavesRequest{op.id.space, op.shard, op.id.key, op.limit}, out);
+      return;
+    }
+    default:
+      break;
+  }
+  if (!op.where.has_value()) {
+    SendToOwner(now, number, op, op.id, ResolveRequest{op.id}, out);
+    return;
+  }
+  const BlockKey anchor = op.where->anchor;
+  RequestBody body = LocateRequest{op.id, anchor, true};
+  if (op.kind == Kind::kCreate) body = ReserveRequest{op.id, anchor, op.facts.id.key};
+  if (op.kind == Kind::kDrop) body = DropRequest{op.id, anchor};
+  if (op.kind == Kind::kChain) body = ChainRequest{op.id, anchor};
+  SendToOwner(now, number, op, {op.id.space, anchor}, std::move(body), out);
+}
+
+// One message to each owner, all at once.
+void ClusterClient::RunMatch(Millis now, uint64_t number, Op& op, ClientActions* out) {
+  std::map<NodeId, std::vector<size_t>> by_owner;
+  bool first_is_open = false;
+  for (size_t i = 0; i < op.groups.size(); ++i) {
+    GroupPart& part = op.groups[i];
+    if (part.answered) continue;
+    // First blocks are asked of any metadata node, once; then of the owner.
+    if (i == 0 && !part.failed) {
+      first_is_open = true;
+      continue;
+    }
+    const NodeId& owner = placement_.OwnerOf(BlockId{op.id.space, op.keys[part.range.first]});
+    if (!owner.valid()) {
+      Retry(now, op);
+      continue;
+    }
+    by_owner[owner].push_back(i);
+  }
+  if (first_is_open) {
+    NodeId node =
+        by_owner.empty()
+            ? placement_.OwnerOf(static_cast<uint32_t>(MixHash(options_.self.low, 1) % kShardCount))
+            : by_owner.begin()->first;
+    const NodeId& owner = placement_.OwnerOf(BlockId{op.id.space, op.keys[0]});
+    if (by_owner.contains(owner)) node = owner;
+    if (node.valid()) {
+      by_owner[node].insert(by_owner[node].begin(), 0);
+    } else {
+      Retry(now, op);
+    }
+  }
+  for (const auto& [owner, indexes] : by_owner) {
+    MatchRequest request{op.id.space, op.lease, {}};
+    for (const size_t i : indexes) {
+      const GroupRange& range = op.groups[i].range;
+      const auto begin = op.keys.begin() + range.first;
+      request.groups.push_back({range.first, {begin, begin + range.count}});
+    }
+    calls_[Send(now, number, op, owner, std::move(request), out)].groups = indexes;
+  }
+  FinishMatch(now, number, op, false, out);
+}
+
+// Ends it when enough is known. What a later group has, its earlier ones had at that time too:
+// a block stays as long as one extends it.
+void ClusterClient::FinishMatch(Millis now, uint64_t number, Op& op, bool last,
+                                ClientActions* out) {
+  Outcome outcome{};
+  outcome.lease_until = Millis::max();
+  for (const GroupPart& part : op.groups) {
+    if (!part.answered) {
+      if (last) break;
+      if (op.calls.empty() && op.retry < Millis(0)) Retry(now, op);
+      return;
+    }
+    outcome.blocks.insert(outcome.blocks.end(), part.blocks.begin(), part.blocks.end());
+    if (!part.blocks.empty()) outcome.lease_until = std::min(outcome.lease_until, part.lease_until);
+    if (part.cached) outcome.from_cache += static_cast<uint32_t>(part.blocks.size());
+    if (part.blocks.size() < part.range.count && !KVC_PLANTED(19)) break;
+  }
+  if (outcome.blocks.empty() || outcome.lease_until <= now) outcome.lease_until = Millis(0);
+  End(number, std::move(outcome), out);
+}
+
+void ClusterClient::ReceiveMatch(Millis now, uint64_t number, Op& op, const Call& call,
+                                 const Reply& reply, ClientActions* out) {
+  const auto* answers = std::get_if<MatchReply>(&reply.body);
+  const bool good =
+      reply.code == Code::kOk && answers != nullptr && answers->groups.size() == call.groups.size();
+  for (size_t i = 0; i < call.groups.size(); ++i) {
+    GroupPart& part = op.groups[call.groups[i]];
+    if (!good || answers->groups[i].code != Code::kOk) {
+      part.failed = true;
+      Retry(now, op);
+      continue;
+    }
+    const GroupAnswer& answer = answers->groups[i];
+    size_t same = 0;  // a server's words are checked
+    while (same < answer.blocks.size() && same < part.range.count &&
+           answer.blocks[same].key == op.keys[part.range.first + same]) {
+      ++same;
+    }
+    part.answered = true;
+    const auto begin = answer.blocks.begin();
+    part.blocks.assign(begin, begin + static_cast<std::ptrdiff_t>(same));
+    // Counted from when it was asked: the server counts from later.
+    part.lease_until = answer.lease_ms == 0 ? Millis(0) : call.sent + Millis(answer.lease_ms);
+    if (answer.lease_ms > 0) {
+      cache_.Put(op.id.space, part.range.first, part.blocks, part.lease_until);
+    }
+  }
+  FinishMatch(now, number, op, false, out);
+}
+
+void ClusterClient::RunPublish(Millis now, uint64_t number, Op& op, ClientActions* out) {
+  if (op.step == Step::kPut) {
+    const size_t wanted = std::max<size_t>(op.facts.replicas, 1);
+    const size_t have = op.places.size() + op.calls.size();
+    if (have < wanted) {
+      const auto targets = HoldersFor(view_, op.id, wanted - have,
+                                      [&](const NodeId& node) { return op.tried.contains(node); });
+      for (const NodeId& node : targets) {
+        op.tried.insert(node);
+        calls_[Send(now, number, op, node, PutRequest{op.facts}, out)].place = {node, 0};
+      }
+    }
+    if (!op.calls.empty()) return;
+    if (op.places.size() < wanted) {
+      // Nobody else is there: those that failed are asked again.
+      op.tried.clear();
+      for (const Place& place : op.places) op.tried.insert(place.node);
+      return Retry(now, op);
+    }
+    op.step = Step::kAct;
+  }
+  SendToOwner(now, number, op, op.facts.anchor_id(), CommitRequest{op.facts, op.places}, out);
+}
+
+void ClusterClient::ReceivePublish(Millis now, uint64_t number, Op& op, const Call& call,
+                                   const Reply& reply, ClientActions* out) {
+  if (op.step == Step::kPut) {
+    const auto* put = std::get_if<PutReply>(&reply.body);
+    if (reply.code == Code::kOk && put != nullptr) {
+      op.places.push_back({call.place.node, put->generation});
+    }
+    return RunPublish(now, number, op, out);
+  }
+  if (MayChange(reply.code)) return Retry(now, op);
+  const auto* commit = std::get_if<CommitReply>(&reply.body);
+  // Holders keep what is published, whatever they are told to discard.
+  Discard(op, out);
+  Outcome outcome{};
+  outcome.code = reply.code;
+  outcome.facts = op.facts;
+  if (commit != nullptr) outcome.copies = commit->copies;
+  End(number, std::move(outcome), out);
+}
+
+void ClusterClient::Discard(const Op& op, ClientActions* out) {
+  for (const Place& place : op.places) {
+    Tell(place.node, DiscardRequest{op.id, place.generation}, out);
+  }
+}
+
+void ClusterClient::RunRead(Millis now, uint64_t number, Op& op, ClientActions* out) {
+  op.hedge = Millis(-1);
+  if (op.next_place < op.places.size()) {
+    const Place place = op.places[op.next_place++];
+    calls_[Send(now, number, op, place.node, ReadRequest{op.id, place.generation}, out)].place =
+        place;
+    if (op.next_place < op.places.size()) op.hedge = now + options_.times.hedge;
+    return;
+  }
+  if (!op.calls.empty()) return;
+  cache_.Forget(op.id);
+  Outcome outcome{};
+  outcome.code = Code::kNotFound;
+  End(number, std::move(outcome), out);
+}
+
+void ClusterClient::ReceiveRead(Millis now, uint64_t number, Op& op, uint64_t id, const Call& call,
+                                const Reply& reply, ClientActions* out) {
+  const auto* read = std::get_if<ReadReply>(&reply.body);
+  const bool answered = reply.code == Code::kOk && read != nullptr;
+  if (answered &&
+      (KVC_PLANTED(18) || (read->key == op.id.key && read->generation == call.place.generation)) &&
+      ((read->length == op.block.length && read->crc32c == op.block.crc32c) || KVC_PLANTED(27))) {
+    Outcome outcome{};
+    outcome.place = call.place;
+    outcome.call = id;
+    return End(number, std::move(outcome), out);
+  }
+  if (answered || reply.code == Code::kNotFound || reply.code == Code::kCorrupt) {
+    // It is not there, and should be: the owner of the shard finds out.
+    if (const auto where = cache_.Resolve(now, op.id); where.has_value()) {
+      const NodeId& owner = placement_.OwnerOf(BlockId{op.id.space, where->anchor});
+      if (owner.valid()) Tell(owner, MissingRequest{op.id, where->anchor, call.place}, out);
+    }
+  }
+  RunRead(now, number, op, out);
+}
+
+void ClusterClient::ReceiveReply(Millis now, uint64_t id, const Reply& reply, ClientActions* out) {
+  if (reply.epoch > view_.epoch) out->wants_view = true;
+  const auto at = calls_.find(id);
+  if (at == calls_.end()) return;
+  const Call call = std::move(at->second);
+  calls_.erase(at);
+  Op& op = ops_.at(call.op);
+  op.calls.erase(id);
+  switch (op.kind) {
+    case Kind::kMatch:
+      return ReceiveMatch(now, call.op, op, call, reply, out);
+    case Kind::kPublish:
+      return ReceivePublish(now, call.op, op, call, reply, out);
+    case Kind::kRead:
+      return ReceiveRead(now, call.op, op, id, call, reply, out);
+    default:
+      return ReceiveOther(now, call.op, op, reply, out);
+  }
+}
+
+void ClusterClient::ReceiveOther(Millis now, uint64_t number, Op& op, const Reply& reply,
+                                 ClientActions* out) {
+  if (MayChange(reply.code)) return Retry(now, op);
+  Outcome outcome{};
+  outcome.code = reply.code;
+  if (const auto* resolved = std::get_if<ResolveReply>(&reply.body);
+      resolved != nullptr && reply.code == Code::kOk) {
+    op.where = *resolved;
+    return Run(now, number, op, out);
+  }
+  if (const auto* located = std::get_if<LocateReply>(&reply.body); located != nullptr) {
+    outcome.facts = located->facts;
+    outcome.blocks = {located->block};
+    if (located->lease_ms > 0) {
+      // From now on is later than the server counted; a retry is the longest that it was under way.
+      outcome.lease_until = now + Millis(located->lease_ms) - options_.times.call;
+    }
+  }
+  if (op.kind == Kind::kCreate && reply.code == Code::kOk) {
+    BlockFacts& facts = op.facts;
+    facts.ordinal = op.where->ordinal + 1;
+    facts.parent_anchor = op.where->anchor;
+    facts.anchor = AnchorOf(facts.ordinal) == facts.ordinal ? facts.id.key : op.where->anchor;
+    outcome.facts = facts;
+  }
+  if (const auto* chain = std::get_if<ChainReply>(&reply.body); chain != nullptr) {
+    op.chain.insert(op.chain.end(), chain->blocks.rbegin(), chain->blocks.rend());
+    if (chain->first != 0) {
+      op.id.key = chain->parent;
+      op.where = ResolveReply{chain->first - 1, chain->parent_anchor};
+      return Run(now, number, op, out);
+    }
+    outcome.blocks.assign(op.chain.rbegin(), op.chain.rend());
+  }
+  if (const auto* leaves = std::get_if<LeavesReply>(&reply.body); leaves != nullptr) {
+    outcome.keys = leaves->keys;
+    outcome.done = leaves->done;
+  }
+  End(number, std::move(outcome), out);
+}
+
+void ClusterClient::Tick(Millis now, ClientActions* out) {
+  // An attempt that nobody answered: as if it had failed.
+  std::vector<uint64_t> late;
+  for (const auto& [id, call] : calls_) {
+    const auto op = ops_.find(call.op);
+    const bool drop = op != ops_.end() && op->second.kind == Kind::kDrop;
+    if (call.sent + (drop ? 4 : 1) * options_.times.call <= now) late.push_back(id);
+  }
+  for (const uint64_t id : late) ReceiveReply(now, id, {Code::kTimeout, 0, {}}, out);
+  std::vector<uint64_t> due;
+  for (const auto& [number, op] : ops_) {
+    if (op.deadline <= now || (op.retry >= Millis(0) && op.retry <= now) ||
+        (op.hedge >= Millis(0) && op.hedge <= now)) {
+      due.push_back(number);
+    }
+  }
+  for (const uint64_t number : due) {
+    const auto at = ops_.find(number);
+    if (at == ops_.end()) continue;
+    Op& op = at->second;
+    if (op.deadline > now) {
+      Run(now, number, op, out);
+    } else if (op.kind == Kind::kMatch) {
+      FinishMatch(now, number, op, true, out);  // what is known; the rest is a miss
+    } else {
+      Outcome outcome{};
+      outcome.code = Code::kTimeout;
+      End(number, std::move(outcome), out);
+    }
+  }
+  if (now >= used_due_) {
+    used_due_ = now + Millis(1000);
+    for (auto& [node, ids] : used_) {
+      Tell(node, UsedRequest{{ids.begin(), ids.end()}}, out);
+    }
+    used_.clear();
+  }
+}
+
+Millis ClusterClient::NextTick() const {
+  Millis next = Millis::max();
+  for (const auto& [number, op] : ops_) {
+    next = std::min(next, op.deadline);
+    if (op.retry >= Millis(0)) next = std::min(next, op.retry);
+    if (op.hedge >= Millis(0)) next = std::min(next, op.hedge);
+  }
+  for (const auto& [id, call] : calls_) next = std::min(next, call.sent + options_.times.call);
+  if (!used_.empty()) next = std::min(next, used_due_);
+  return next;
+}
+
+}  // namespace kvcfs::meta

@@ -1,0 +1,163 @@
+#include "meta/cluster_client.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/unit/meta/small_cluster.h"
+
+namespace kvcfs::meta {
+namespace {
+
+size_t CountOf(const std::vector<OutCall>& calls, size_t index) {
+  size_t count = 0;
+  for (const OutCall& call : calls) count += call.request.body.index() == index ? 1 : 0;
+  return count;
+}
+
+TEST(ClusterClientTest, AMatchIsOneMessageToEachOwnerAtOnce) {
+  SmallCluster cluster(2, 1);
+  const auto keys = cluster.PublishChain(32);
+  cluster.Match({keys[0]});  // both may know the first block from now on
+  cluster.sent.clear();
+  ClientActions out;
+  cluster.client->Match(cluster.now, 500, kTestSpace, keys, false, Millis(2000), &out);
+  EXPECT_LE(out.calls.size(), 2u);
+  cluster.TakeClient(out);
+  cluster.Settle();
+  ASSERT_TRUE(cluster.outcomes.contains(500));
+  EXPECT_EQ(cluster.outcomes[500].blocks.size(), 32u);
+  EXPECT_LE(cluster.sent.size(), 2u);
+}
+
+TEST(ClusterClientTest, WhatIsLeasedIsNotAskedForAgain) {
+  SmallCluster cluster(2, 1);
+  const auto keys = cluster.PublishChain(32);
+  EXPECT_EQ(cluster.Match(keys, true).from_cache, 0u);
+  cluster.sent.clear();
+  const Outcome again = cluster.Match(keys, true);
+  EXPECT_EQ(again.blocks.size(), 32u);
+  EXPECT_EQ(again.from_cache, 32u);
+  EXPECT_TRUE(cluster.sent.empty());
+  cluster.Advance(Millis(31'000));
+  EXPECT_EQ(cluster.Match(keys, true).from_cache, 0u);
+}
+
+TEST(ClusterClientTest, AMissIsAlwaysPermitted) {
+  SmallCluster cluster(1, 1);
+  const auto keys = cluster.PublishChain(3);
+  cluster.nodes[0]->up = false;
+  const Millis begun = cluster.now;
+  const Outcome outcome = cluster.Match(keys);
+  EXPECT_EQ(outcome.code, Code::kOk);
+  EXPECT_TRUE(outcome.blocks.empty());
+  EXPECT_LE(cluster.now - begun, Millis(2100));
+  EXPECT_EQ(cluster.Create(ChainKey(keys[2], 1), keys[2]).code, Code::kTimeout);
+}
+
+TEST(ClusterClientTest, AStaleViewIsAskedForAndTheCallGoesOn) {
+  SmallCluster cluster(2, 1);
+  const auto keys = cluster.PublishChain(3);
+  // The servers are one view ahead.
+  ++cluster.view.epoch;
+  for (auto& node : cluster.nodes) {
+    Actions actions;
+    if (node->metadata) node->metadata->SetView(cluster.now, cluster.view, &actions);
+    if (node->holder) node->holder->SetView(cluster.now, cluster.view, &actions);
+    cluster.Take(*node, actions);
+  }
+  cluster.Settle();
+  ClientActions out;
+  cluster.client->Match(cluster.now, 700, kTestSpace, keys, false, Millis(2000), &out);
+  cluster.TakeClient(out);
+  cluster.Settle();
+  EXPECT_FALSE(cluster.outcomes.contains(700));
+  ClientActions more;
+  cluster.client->SetView(cluster.now, cluster.view, &more);
+  cluster.TakeClient(more);
+  cluster.Settle();
+  ASSERT_TRUE(cluster.outcomes.contains(700));
+  EXPECT_EQ(cluster.outcomes[700].blocks.size(), 3u);
+}
+
+TEST(ClusterClientTest, AReplicaIsPutAtAnotherHolder) {
+  SmallCluster cluster(1, 3);
+  const auto keys = cluster.PublishChain(4, 2);
+  for (const FoundBlock& block : cluster.Match(keys).blocks) {
+    ASSERT_EQ(block.places.size(), 2u);
+    EXPECT_NE(block.places[0].node, block.places[1].node);
+  }
+}
+
+class ReadTest : public testing::Test {
+ protected:
+  ReadTest() : cluster_(1, 2) {
+    keys_ = cluster_.PublishChain(1, 2);
+    block_ = cluster_.Match(keys_, true).blocks.at(0);
+  }
+  Outcome Read() {
+    return cluster_.Do([&](uint64_t op, ClientActions* out) {
+      cluster_.client->Read(cluster_.now, op, kTestSpace, block_, Millis(2000), out);
+    });
+  }
+  ReadReply Good(const ReadRequest& request) const {
+    return {request.id.key, request.generation, block_.length, block_.crc32c};
+  }
+
+  SmallCluster cluster_;
+  std::vector<BlockKey> keys_;
+  FoundBlock block_;
+};
+
+TEST_F(ReadTest, BytesOfAnotherBlockGenerationOrSumAreNotTaken) {
+  for (int wrong = 0; wrong < 4; ++wrong) {
+    cluster_.serve_read = [&, first = true](SmallCluster::Node&,
+                                            const ReadRequest& request) mutable {
+      ReadReply reply = Good(request);
+      if (first) {
+        if (wrong == 0) reply.key = ChainKey({}, 4711);
+        if (wrong == 1) ++reply.generation;
+        if (wrong == 2) ++reply.length;
+        if (wrong == 3) ++reply.crc32c;
+        first = false;
+      }
+      return Reply{Code::kOk, 0, reply};
+    };
+    cluster_.sent.clear();
+    EXPECT_EQ(Read().code, Code::kOk) << wrong;
+    EXPECT_EQ(CountOf(cluster_.sent, RequestBody(ReadRequest{}).index()), 2u) << wrong;
+  }
+}
+
+TEST_F(ReadTest, NowhereIsAMissAndIsReported) {
+  EXPECT_EQ(Read().code, Code::kNotFound);
+  EXPECT_GE(CountOf(cluster_.sent, RequestBody(MissingRequest{}).index()), 1u);
+  EXPECT_EQ(cluster_.client->cache().size(), 0u);
+}
+
+TEST_F(ReadTest, ASlowHolderIsHedged) {
+  ClientActions out;
+  cluster_.client->Read(cluster_.now, 900, kTestSpace, block_, Millis(2000), &out);
+  ASSERT_EQ(out.calls.size(), 1u);
+  cluster_.client->Tick(cluster_.now + Millis(10), &out);
+  EXPECT_EQ(out.calls.size(), 1u);
+  cluster_.client->Tick(cluster_.now + Millis(20), &out);
+  ASSERT_EQ(out.calls.size(), 2u);
+  EXPECT_NE(out.calls[0].to, out.calls[1].to);
+  const auto& second = std::get<ReadRequest>(out.calls[1].request.body);
+  cluster_.client->ReceiveReply(cluster_.now, out.calls[1].id, {Code::kOk, 0, Good(second)}, &out);
+  ASSERT_EQ(out.outcomes.size(), 1u);
+  EXPECT_EQ(out.outcomes[0].place.node, out.calls[1].to);
+}
+
+TEST(ClusterClientTest, UseIsReportedInBatches) {
+  SmallCluster cluster(1, 1);
+  const auto keys = cluster.PublishChain(2);
+  cluster.Advance(Millis(100));
+  for (const BlockKey& key : keys) {
+    cluster.client->NoteUsed({kTestSpace, key}, cluster.nodes[1]->id);
+  }
+  cluster.Advance(Millis(1100));
+  EXPECT_EQ(cluster.nodes[1]->store.used.size(), 2u);
+}
+
+}  // namespace
+}  // namespace kvcfs::meta

@@ -1,0 +1,205 @@
+#include "meta/metadata_shard.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/unit/meta/small_cluster.h"
+
+namespace kvcfs::meta {
+namespace {
+
+TEST(MetadataShardTest, WhatIsPublishedIsMatchedToItsEnd) {
+  SmallCluster cluster(3, 2);
+  const auto keys = cluster.PublishChain(40);
+  ASSERT_EQ(keys.size(), 40u);
+  EXPECT_EQ(cluster.Match(keys).blocks.size(), 40u);
+  auto longer = keys;
+  longer.push_back(ChainKey(keys.back(), 999));
+  EXPECT_EQ(cluster.Match(longer).blocks.size(), 40u);
+  EXPECT_TRUE(cluster.Match({ChainKey({}, 12345)}).blocks.empty());
+}
+
+TEST(MetadataShardTest, ABlockWithoutItsParentIsNotTaken) {
+  SmallCluster cluster(3, 1);
+  const auto keys = cluster.PublishChain(3);
+  Outcome created = cluster.Create(ChainKey(keys[2], 9), keys[2]);
+  ASSERT_EQ(created.code, Code::kOk);
+  EXPECT_EQ(created.facts.ordinal, 3u);
+  EXPECT_EQ(created.facts.anchor, keys[2]);
+  ASSERT_EQ(cluster.Drop(keys[1]).code, Code::kOk);
+  EXPECT_EQ(cluster.Publish(created.facts, 1, 1).code, Code::kNotFound);
+  EXPECT_EQ(cluster.Create(ChainKey(keys[2], 9), keys[2]).code, Code::kNotFound);
+  EXPECT_EQ(cluster.Match(keys).blocks.size(), 1u);
+}
+
+TEST(MetadataShardTest, TheFirstVersionWins) {
+  SmallCluster cluster(3, 3);
+  const auto keys = cluster.PublishChain(2);
+  const BlockKey key = ChainKey(keys[1], 5);
+  const Outcome created = cluster.Create(key, keys[1]);
+  ASSERT_EQ(cluster.Publish(created.facts, 1, 1).code, Code::kOk);
+  EXPECT_EQ(cluster.Publish(created.facts, 2, 1).code, Code::kExists);
+  const auto found = cluster.Match({keys[0], keys[1], key}).blocks;
+  ASSERT_EQ(found.size(), 3u);
+  EXPECT_EQ(found[2].crc32c, 1u);
+}
+
+TEST(MetadataShardTest, ADropTakesWhatExtendsItAndTheBytes) {
+  SmallCluster cluster(3, 2);
+  const auto keys = cluster.PublishChain(20, 2);
+  ASSERT_EQ(cluster.Drop(keys[3]).code, Code::kOk);
+  EXPECT_EQ(cluster.Match(keys).blocks.size(), 3u);
+  EXPECT_EQ(cluster.nodes[3]->store.marked.size(), 3u);
+  EXPECT_EQ(cluster.nodes[4]->store.marked.size(), 3u);
+  EXPECT_EQ(cluster.Drop(keys[3]).code, Code::kNotFound);
+}
+
+TEST(MetadataShardTest, LeavesAreReleasedAndTheOthersNot) {
+  SmallCluster cluster(3, 1);
+  const auto keys = cluster.PublishChain(3);
+  auto& holder = *cluster.nodes[3];
+  cluster.Advance(Millis(60'000));
+  cluster.Release(holder, {kTestSpace, keys[1]}, 2);
+  EXPECT_TRUE(holder.store.kept.contains({{kTestSpace, keys[1]}, 2}));
+  EXPECT_EQ(cluster.Match(keys).blocks.size(), 3u);
+  cluster.Release(holder, {kTestSpace, keys[2]}, 3);
+  EXPECT_TRUE(holder.store.freed.contains({{kTestSpace, keys[2]}, 3}));
+  cluster.Release(holder, {kTestSpace, keys[1]}, 2);
+  EXPECT_EQ(cluster.Match(keys).blocks.size(), 1u);
+}
+
+TEST(MetadataShardTest, AGrantWhoseAnswerIsLostIsCarriedOut) {
+  SmallCluster cluster(1, 1);
+  const auto keys = cluster.PublishChain(1);
+  auto& holder = *cluster.nodes[1];
+  cluster.Advance(Millis(60'000));
+  const BlockId id{kTestSpace, keys[0]};
+  Reply reply;
+  ReleaseRequest request{holder.id, {{id, keys[0], 1}}};
+  cluster.Call({cluster.nodes[0]->id, 0, {cluster.view.epoch, std::move(request)}},
+               [&](const Reply& answer) { reply = answer; });
+  cluster.Settle();
+  EXPECT_EQ(std::get<ReleaseReply>(reply.body).codes, std::vector<uint8_t>{0});
+  cluster.Advance(Millis(1000));
+  EXPECT_TRUE(holder.store.freed.contains({id, 1}));
+}
+
+TEST(MetadataShardTest, ALeaseKeepsFromRelease) {
+  SmallCluster cluster(1, 1);
+  const auto keys = cluster.PublishChain(2);
+  auto& holder = *cluster.nodes[1];
+  cluster.Advance(Millis(60'000));
+  EXPECT_GT(cluster.Match(keys, true).lease_until, cluster.now + Millis(29'000));
+  cluster.Advance(Millis(29'000));
+  cluster.Release(holder, {kTestSpace, keys[1]}, 2);
+  EXPECT_TRUE(holder.store.freed.empty());
+  cluster.Advance(Millis(20'000));
+  cluster.Release(holder, {kTestSpace, keys[1]}, 2);
+  EXPECT_EQ(holder.store.freed.size(), 1u);
+}
+
+TEST(MetadataShardTest, ANewOwnerLoadsWhatTheHoldersHave) {
+  SmallCluster cluster(3, 2);
+  const auto keys = cluster.PublishChain(30);
+  cluster.Remove(0);
+  cluster.Advance(Millis(2000));  // each record is checked against its parent
+  EXPECT_EQ(cluster.Match(keys).blocks.size(), 30u);
+  cluster.Remove(1);
+  cluster.Advance(Millis(2000));
+  EXPECT_EQ(cluster.Match(keys).blocks.size(), 30u);
+  const auto chain = cluster.Do([&](uint64_t op, ClientActions* out) {
+    cluster.client->Chain(cluster.now, op, {kTestSpace, keys.back()}, Millis(2000), out);
+  });
+  ASSERT_EQ(chain.blocks.size(), 30u);
+  for (size_t i = 0; i < keys.size(); ++i) EXPECT_EQ(chain.blocks[i].key, keys[i]);
+}
+
+TEST(MetadataShardTest, WithoutTheRightToServeNothingIsAnswered) {
+  SmallCluster cluster(1, 1);
+  const auto keys = cluster.PublishChain(2);
+  cluster.serving = false;
+  EXPECT_TRUE(cluster.Match(keys).blocks.empty());
+  cluster.serving = true;
+  EXPECT_EQ(cluster.Match(keys).blocks.size(), 2u);
+}
+
+TEST(MetadataShardTest, WhatAHolderTookAlongGoesWithWhatExtendsIt) {
+  SmallCluster cluster(2, 2);
+  const auto keys = cluster.PublishChain(12);
+  // One by one they lie on either holder; without one of them only a prefix is left.
+  const auto whole = cluster.Match(keys).blocks;
+  size_t prefix = 0;
+  while (prefix < whole.size() && whole[prefix].places[0].node != cluster.nodes[2]->id) ++prefix;
+  ASSERT_LT(prefix, 12u);
+  cluster.Remove(2);
+  cluster.Advance(Millis(8000));
+  EXPECT_EQ(cluster.Match(keys).blocks.size(), prefix);
+  EXPECT_EQ(cluster.nodes[3]->store.marked.size(), prefix);
+}
+
+TEST(MetadataShardTest, WhoSkippedAViewFindsChildrenWhoseParentIsLost) {
+  for (uint64_t salt = 0;; ++salt) {
+    ASSERT_LT(salt, 100u);
+    SmallCluster cluster(2, 2);
+    const auto keys = cluster.PublishChain(2, 1, salt);
+    const auto blocks = cluster.Match(keys).blocks;
+    ASSERT_EQ(blocks.size(), 2u);
+    const NodeId lost = blocks[0].places[0].node;
+    const Placement placement(cluster.view);
+    const NodeId& owner = placement.OwnerOf(BlockId{kTestSpace, keys[0]});
+    if (lost == blocks[1].places[0].node) continue;
+    if (owner == placement.OwnerOf(BlockId{kTestSpace, keys[1]})) continue;
+    // It does not see the next view, and the one after that without its parent's holder.
+    cluster.Find(owner)->up = false;
+    cluster.GiveView();
+    cluster.Find(owner)->up = true;
+    cluster.Remove(cluster.nodes[2]->id == lost ? 2 : 3);
+    cluster.Advance(Millis(8000));
+    EXPECT_TRUE(cluster.Find(blocks[1].places[0].node)->store.marked.empty());
+    return;
+  }
+}
+
+TEST(MetadataShardTest, LostCopiesAreMadeAgain) {
+  SmallCluster cluster(1, 3);
+  const auto keys = cluster.PublishChain(4, 2);
+  cluster.Remove(1);
+  cluster.Advance(Millis(1000));
+  size_t fetched = 0;
+  for (size_t i : {2, 3}) {
+    auto& node = *cluster.nodes[i];
+    for (const auto& fetch : node.store.fetches) {
+      Actions actions;
+      node.holder->Fetched(cluster.now, fetch.order, Code::kOk, 1000 + ++fetched,
+                           fetch.facts.length, fetch.facts.crc32c, &actions);
+      cluster.Take(node, actions);
+    }
+  }
+  cluster.Settle();
+  cluster.Advance(Millis(1000));
+  EXPECT_GT(fetched, 0u);
+  for (const FoundBlock& block : cluster.Match(keys).blocks) EXPECT_EQ(block.places.size(), 2u);
+  EXPECT_EQ(cluster.nodes[0]->metadata->Count().repairs_waiting, 0u);
+}
+
+TEST(MetadataShardTest, LeavesAreListedInPages) {
+  SmallCluster cluster(2, 1);
+  std::set<BlockKey> tips;
+  for (uint64_t i = 0; i < 40; ++i) tips.insert(cluster.PublishChain(1 + i % 3, 1, 100 * i).back());
+  std::set<BlockKey> listed;
+  for (uint32_t shard = 0; shard < kShardCount; ++shard) {
+    BlockKey after{};
+    for (bool done = false; !done;) {
+      const Outcome page = cluster.Do([&](uint64_t op, ClientActions* out) {
+        cluster.client->Leaves(cluster.now, op, kTestSpace, shard, after, 1, Millis(2000), out);
+      });
+      ASSERT_EQ(page.code, Code::kOk);
+      listed.insert(page.keys.begin(), page.keys.end());
+      done = page.done;
+      if (!page.keys.empty()) after = page.keys.back();
+    }
+  }
+  EXPECT_EQ(listed, tips);
+}
+
+}  // namespace
+}  // namespace kvcfs::meta
