@@ -8,3 +8,4 @@ endfunction()
 
 kvc_fuzz(frame_parser_fuzz kvcfs_rdma)
 kvc_fuzz(message_fuzz kvcfs_rdma)
+kvc_fuzz(cluster_message_fuzz kvcfs_meta)
