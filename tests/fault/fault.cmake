@@ -1,5 +1,6 @@
-# Fault tests: what is left after kills, damage, full disks and wrong words.
+# Fault tests: what is left after kills, damage, full disks, failing links and wrong words.
 foreach(test command_line_test crash_point_test damage_test full_disk_test kill_test lifecycle_test worker_test)
   kvc_test(fault fault/${test} kvcfs_test_mount)
 endforeach()
+kvc_test(fault fault/partition_test kvcfs_rdma)
 kvc_test(fault fault/disk_error_test kvcfs_test_mount kvcfs::libfuse)
