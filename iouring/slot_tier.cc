@@ -151,6 +151,7 @@ Result<SlotId> SlotTier::CreateRecord() {
   if (free_.empty()) return Error{Code::kNoSpace, "DRAM tier: the slot table is full"};
   const SlotId slot = free_.back();
   free_.pop_back();
+  ++used_slots_;
   BeginMaking(records_[slot], 0);
   return slot;
 }

@@ -62,6 +62,18 @@ TEST_F(SlotTierTest, FreeGivesBackFileSpaceAndNumber) {
   EXPECT_EQ(tier_->record(*again).generation, generation + 1);
 }
 
+TEST_F(SlotTierTest, SlotsInUseAreCounted) {
+  const auto bytes = tier_->Create(4096), record = tier_->CreateRecord();
+  ASSERT_TRUE(bytes.ok());
+  ASSERT_TRUE(record.ok());
+  tier_->record(*record).state = SlotState::kDiskFile;
+  EXPECT_EQ(tier_->used_slots(), 2u);
+  tier_->Free(*record);
+  EXPECT_EQ(tier_->used_slots(), 1u);
+  tier_->Free(*bytes);
+  EXPECT_EQ(tier_->used_slots(), 0u);
+}
+
 TEST_F(SlotTierTest, TrimGivesBackWhatIsBehindTheEnd) {
   Fd file;
   const auto slot = tier_->Create(100'000, &file);
