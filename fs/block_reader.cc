@@ -88,6 +88,7 @@ FsResult<OpenReply> BlockStore::OpenResident(SlotId slot) {
   }
   if (open.mode == OpenMode::kDirect && !MapSlot(slot, record.length)) return Fail(ENOMEM);
   ++record.readers;
+  if (options_.resumed) opened_here_.insert(slot);
   return open;
 }
 
@@ -123,6 +124,7 @@ void BlockStore::Release(Ino ino, uint64_t handle) {
   if (record.ino != ino || record.state.load() != SlotState::kBlock) return;
   if (record.readers > 0) --record.readers;
   if (record.readers > 0) return;
+  opened_here_.erase(slot);
   if (const auto found = mappings_.find(slot); found != mappings_.end()) {
     ::munmap(found->second.first, found->second.second);
     mappings_.erase(found);

@@ -20,6 +20,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/clock.h"
@@ -278,7 +279,8 @@ class BlockStore : public SlotOwner {
   std::unordered_map<Ino, SlotId> doomed_readers_ KVC_GUARDED_BY(mutex_);
   std::unordered_map<uint64_t, Ino> other_inos_ KVC_GUARDED_BY(mutex_);  // by hash62, and back
   std::unordered_map<Ino, uint64_t> other_ino_hashes_ KVC_GUARDED_BY(mutex_);
-  std::set<SlotId> in_flight_ KVC_GUARDED_BY(mutex_);  // being written back
+  std::set<SlotId> in_flight_ KVC_GUARDED_BY(mutex_);              // being written back
+  std::unordered_set<SlotId> opened_here_ KVC_GUARDED_BY(mutex_);  // for reading, by this worker
 
   struct Due {
     std::chrono::milliseconds at;

@@ -377,7 +377,10 @@ bool BlockStore::TryEvict(SlotId slot) {
   MutexLock lock(mutex_);
   SlotRecord& record = parts_.slots->record(slot);
   if (record.state.load() != SlotState::kBlock) return false;
-  if (record.readers > 0 && !options_.resumed) return false;
+  // What an earlier worker counted may have been closed while nobody listened. What we have opened
+  // is open: the kernel may not have taken its backing id out of our answer yet, and with an id
+  // that was closed meanwhile that open() fails with EIO.
+  if (record.readers > 0 && (!options_.resumed || opened_here_.contains(slot))) return false;
   const std::optional<BlockRef> ref = index_.Find(record.namespace_id, record.key);
   if (!ref || index_.state(*ref).slot != slot) return false;
   if (in_flight_.contains(slot)) return false;
