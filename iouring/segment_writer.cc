@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <future>
 #include <utility>
 
@@ -13,6 +14,7 @@ namespace {
 constexpr unsigned kDepth = 256;
 constexpr uint64_t kStagingBytesMin = uint64_t{1} << 20;
 constexpr unsigned kFailuresMax = 3;
+constexpr std::chrono::seconds kRetryMaking{1};
 
 std::string_view TextOf(Code code) {
   switch (code) {
@@ -182,7 +184,16 @@ bool SegmentWriter::SleepUntilWoken() {
   const bool empty = queues_[0].empty() && queues_[1].empty();
   if (stopping_ && idle && empty && settled) return false;
   // When stopping, nobody makes room any more: what is queued fails at the next turn.
-  while (!woken_ && !stopping_) woken_changed_.wait(lock.native());
+  // What waits for a segment while the disk refuses to make one is tried again: nobody else may
+  // come to wake us when the disk is well again.
+  const auto retry = std::chrono::steady_clock::now() + kRetryMaking;
+  while (!woken_ && !stopping_) {
+    if (idle && empty) {
+      woken_changed_.wait(lock.native());
+    } else if (woken_changed_.wait_until(lock.native(), retry) == std::cv_status::timeout) {
+      break;
+    }
+  }
   woken_ = false;
   return true;
 }

@@ -35,7 +35,7 @@ void MetadataShard::Advance(Millis now, Shard& shard, Record& record, Actions* a
   if (record.state != State::kPending || !shard.loaded) return;
   const BlockFacts& facts = record.facts;
   if (!record.attached) {
-    if (facts.ordinal == 0) {
+    if (facts.ordinal == 0 || (facts.begins_group() && KVC_PLANTED(9))) {
       record.attached = true;
     } else if (!facts.begins_group()) {
       Record* parent = FindRecord(shard, facts.parent_id());
@@ -45,8 +45,6 @@ void MetadataShard::Advance(Millis now, Shard& shard, Record& record, Actions* a
         return Doom(now, shard, record, actions);
       }
       if (parent->state != State::kVisible) return;  // it will call us
-      record.attached = true;
-    } else if (KVC_PLANTED(9)) {
       record.attached = true;
     } else {
       Task& task = EnsureTask({TaskKind::kAttach, facts.id, {}, {}, 0}, shard.number);
@@ -429,8 +427,9 @@ void MetadataShard::FinishOfRecord(Millis now, const TaskKey& key, const Task& t
       const auto* copied = std::get_if<CopyReply>(&reply.body);
       if (copied == nullptr || record->doomed) return;
       const Place made{node, copied->generation};
-      const bool there = std::any_of(record->copies.begin(), record->copies.end(),
-                                     [&](const Copy& copy) { return copy.place.node == node; });
+      const bool there =
+          std::any_of(record->copies.begin(), record->copies.end(),
+                      [&made](const Copy& copy) { return copy.place.node == made.node; });
       if (there || IsForgotten(id, made)) return;
       record->copies.push_back({made, false, false});
       ++totals_.repaired_total;

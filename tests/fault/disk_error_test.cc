@@ -251,6 +251,18 @@ TEST_P(DiskError, WritesThatFailRetireTheSegment) {
   EXPECT_NE(mount_->Log().find(" ERROR "), std::string::npos) << "somebody must act: it is said";
 }
 
+// Nobody writes any more when the disk is well again: what waits for a segment still gets one.
+TEST_P(DiskError, WhatWaitsForASegmentTriesAgainByItself) {
+  orders->fail_writes = true;
+  Put(40);
+  EXPECT_TRUE(Eventually([] { return orders->failed.load() >= 8; })) << "no segment was tried";
+  orders->fail_writes = false;
+  EXPECT_TRUE(Eventually([&] {
+    const auto metrics = ReadWhole(mount_->mount_point() + "/.kvcfs/metrics");
+    return metrics && metrics->find("\nkvcfs_fs_dirty_bytes 0\n") != std::string::npos;
+  })) << "dirty for ever";
+}
+
 // fsync says EIO where the disk did, or puts the block elsewhere; never success for what is lost.
 TEST_P(DiskError, FsyncTellsTheTruth) {
   Put(20);
