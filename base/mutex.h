@@ -18,6 +18,7 @@
 #define KVC_REQUIRES(...) KVC_ANNOTATE(requires_capability(__VA_ARGS__))
 #define KVC_EXCLUDES(...) KVC_ANNOTATE(locks_excluded(__VA_ARGS__))
 #define KVC_ACQUIRE(...) KVC_ANNOTATE(acquire_capability(__VA_ARGS__))
+#define KVC_TRY_ACQUIRE(...) KVC_ANNOTATE(try_acquire_capability(__VA_ARGS__))
 #define KVC_RELEASE(...) KVC_ANNOTATE(release_capability(__VA_ARGS__))
 #define KVC_NO_ANALYSIS KVC_ANNOTATE(no_thread_safety_analysis)
 
@@ -26,6 +27,7 @@ namespace kvcfs {
 class KVC_CAPABILITY("mutex") Mutex {
  public:
   void Lock() KVC_ACQUIRE() { mutex_.lock(); }
+  bool TryLock() KVC_TRY_ACQUIRE(true) { return mutex_.try_lock(); }
   void Unlock() KVC_RELEASE() { mutex_.unlock(); }
   std::mutex& native() { return mutex_; }
 

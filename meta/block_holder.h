@@ -69,6 +69,7 @@ class BlockHolder {
                uint32_t crc32c, Actions* actions);
 
   uint64_t epoch() const { return view_.epoch; }
+  size_t size() const { return copies_.size(); }
   bool Has(const BlockId& id, uint64_t generation) const {
     return copies_.contains({id, generation});
   }

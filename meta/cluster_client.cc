@@ -137,7 +137,7 @@ uint64_t ClusterClient::Send(Millis now, uint64_t number, Op& op, const NodeId& 
   const uint64_t id = next_call_++;
   op.calls.insert(id);
   calls_[id] = {.op = number, .sent = now, .epoch = view_.epoch, .groups = {}, .place = {}};
-  out->calls.push_back({to, id, {view_.epoch, std::move(body)}});
+  out->calls.push_back({to, id, {view_.epoch, std::move(body)}, number});
   return id;
 }
 

@@ -326,6 +326,7 @@ struct OutCall {
   NodeId to;
   uint64_t id = 0;
   Request request;
+  uint64_t op = 0;  // of a client: the operation that asks; 0: none
 };
 // The answer to a request that was received as `call`. Each is answered at most once; what is
 // never answered runs into the asker's deadline.

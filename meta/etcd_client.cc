@@ -117,17 +117,11 @@ class GatewayClient final : public EtcdClient {
   }
 
   Result<bool> PutIf(std::string_view key, int64_t revision, std::string_view value) override {
-    const Json compare{{"key", Base64(key)},
-                       {"target", "MOD"},
-                       {"result", "EQUAL"},
-                       {"mod_revision", std::to_string(revision)}};
-    const Json put{{"request_put", {{"key", Base64(key)}, {"value", Base64(value)}}}};
-    KVC_TRY_ASSIGN(const Json answer, Call("kv/txn", {{"compare", Json::array({compare})},
-                                                      {"success", Json::array({put})}}));
-    const auto succeeded = answer.find("succeeded");
-    if (succeeded == answer.end()) return false;
-    if (!succeeded->is_boolean()) return NotEtcd("txn");
-    return succeeded->get<bool>();
+    return DoIf(key, revision, {{"request_put", {{"key", Base64(key)}, {"value", Base64(value)}}}});
+  }
+
+  Result<bool> RemoveIf(std::string_view key, int64_t revision) override {
+    return DoIf(key, revision, {{"request_delete_range", {{"key", Base64(key)}}}});
   }
 
   Status Remove(std::string_view key) override {
@@ -163,6 +157,8 @@ class GatewayClient final : public EtcdClient {
  private:
   std::unique_ptr<httplib::Client> ClientOf(const std::string& endpoint, Millis read_timeout) const;
   Result<Json> Call(const std::string& method, const Json& request);
+  // Where the key's last change was `revision`; false: it was not.
+  Result<bool> DoIf(std::string_view key, int64_t revision, const Json& action);
 
   const EtcdOptions options_;
   std::atomic<size_t> last_good_{0};
@@ -219,6 +215,19 @@ Result<Json> GatewayClient::Call(const std::string& method, const Json& request)
     troubles += fmt::format("{}{}: {}", troubles.empty() ? "" : "; ", endpoint, text);
   }
   return Error{Code::kUnavailable, fmt::format("no etcd answers ({})", troubles)};
+}
+
+Result<bool> GatewayClient::DoIf(std::string_view key, int64_t revision, const Json& action) {
+  const Json compare{{"key", Base64(key)},
+                     {"target", "MOD"},
+                     {"result", "EQUAL"},
+                     {"mod_revision", std::to_string(revision)}};
+  KVC_TRY_ASSIGN(const Json answer, Call("kv/txn", {{"compare", Json::array({compare})},
+                                                    {"success", Json::array({action})}}));
+  const auto succeeded = answer.find("succeeded");
+  if (succeeded == answer.end()) return false;
+  if (!succeeded->is_boolean()) return NotEtcd("txn");
+  return succeeded->get<bool>();
 }
 
 Status GatewayClient::Watch(std::string_view prefix, int64_t revision, Millis idle,

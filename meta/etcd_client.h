@@ -55,6 +55,8 @@ class EtcdClient {
   // Puts where the key's last change was `revision` (0: where it is not there). False: it was not.
   virtual Result<bool> PutIf(std::string_view key, int64_t revision, std::string_view value) = 0;
   virtual Status Remove(std::string_view key) = 0;
+  // Removes it where its last change was `revision`. False: it was not, or is not there.
+  virtual Result<bool> RemoveIf(std::string_view key, int64_t revision) = 0;
 
   virtual Result<int64_t> GrantLease(std::chrono::seconds life) = 0;
   // What is left of its life, in seconds, from a moment after this call began.

@@ -110,11 +110,11 @@ Membership::~Membership() {
   Stop();
 }
 
-Status Membership::Start(Changed changed, AskPromise ask) {
-  changed_ = std::move(changed);
-  ask_ = std::move(ask);
+Status Membership::Start(std::optional<ClusterNode> self, Calls calls) {
+  calls_ = std::move(calls);
+  self_ = std::move(self);
   const Millis give_up = clock_->Monotonic() + options_.start_timeout;
-  if (options_.self) {
+  if (self_) {
     Status registered = Register();
     while (registered.code() == Code::kUnavailable && clock_->Monotonic() < give_up) {
       std::this_thread::sleep_for(Millis(200));
@@ -127,15 +127,14 @@ Status Membership::Start(Changed changed, AskPromise ask) {
 
   MutexLock lock(mutex_);
   while (true) {
-    const bool in =
-        view_ != nullptr && (!options_.self || view_->Has(options_.self->id, incarnation_));
+    const bool in = view_ != nullptr && (!self_ || view_->Has(self_->id, incarnation_));
     if (in) return {};
     if (clock_->Monotonic() >= give_up) break;
     wake_.wait_for(lock.native(), Millis(100));
   }
   if (!etcd_status_.ok()) return etcd_status_.error();
   return Error{Code::kTimeout,
-               options_.self && view_ == nullptr && (options_.self->roles & kRoleMetadata) == 0
+               self_ && view_ == nullptr && (self_->roles & kRoleMetadata) == 0
                    ? "the cluster has no metadata node yet: start one with --roles meta"
                    : "the cluster did not agree on a view in time"};
 }
@@ -170,7 +169,7 @@ void Membership::Stop() {
 
 // Under a new incarnation: whatever was promised to or by the one before is void.
 Status Membership::Register() {
-  ClusterNode self = *options_.self;
+  ClusterNode self = *self_;
   const std::string key = Prefix() + "nodes/" + self.name;
   KVC_TRY_ASSIGN(const EtcdRange before, etcd_->List(key));
   for (const EtcdValue& value : before.values) {
@@ -249,9 +248,11 @@ void Membership::AskForPromises() {
     view = view_;
   }
   for (const ClusterNode& node : view->nodes) {
-    if ((node.roles & kRoleMetadata) == 0 || node.id == options_.self->id) continue;
+    if ((node.roles & kRoleMetadata) == 0 || node.id == self_->id) continue;
     const Millis asked = clock_->Monotonic();
-    const Millis given = ask_ ? ask_(node, view->epoch, Millis(options_.lease) / 6) : Millis(0);
+    const Millis given = calls_.ask_promise
+                             ? calls_.ask_promise(node, view->epoch, Millis(options_.lease) / 6)
+                             : Millis(0);
     if (given <= Millis(0)) continue;
     MutexLock lock(mutex_);
     right_.Promised(IdText(node.id), view->epoch, asked + given);
@@ -281,6 +282,7 @@ void Membership::RunWatch() {
 
 Result<Membership::Listed> Membership::ListAll() {
   KVC_TRY_ASSIGN(const EtcdRange range, etcd_->List(Prefix()));
+  if (calls_.listed) calls_.listed(range);
   Listed listed;
   listed.revision = range.revision;
   std::set<std::string> draining;
@@ -316,11 +318,11 @@ Result<Membership::Listed> Membership::ListAll() {
 }
 
 bool Membership::MayPropose(const Listed& listed) {
-  if (!options_.self || (options_.self->roles & kRoleMetadata) == 0) return false;
+  if (!self_ || (self_->roles & kRoleMetadata) == 0) return false;
   const bool live = std::any_of(listed.nodes.begin(), listed.nodes.end(),
-                                [&](const auto& node) { return node.id == options_.self->id; });
+                                [&](const auto& node) { return node.id == self_->id; });
   if (!live) return false;
-  if (listed.view == nullptr || listed.view->Find(options_.self->id) != nullptr) {
+  if (listed.view == nullptr || listed.view->Find(self_->id) != nullptr) {
     members_gone_since_ = Millis(-1);
     return true;
   }
@@ -364,7 +366,7 @@ bool Membership::Handle(const Listed& listed) {
     if (!right_.MayTakeNewView(clock_->Monotonic())) return false;
     std::vector<std::string> others;
     for (const ClusterNode& node : listed.view->nodes) {
-      const bool self = options_.self && node.id == options_.self->id;
+      const bool self = self_ && node.id == self_->id;
       if ((node.roles & kRoleMetadata) != 0 && !self) others.push_back(IdText(node.id));
     }
     right_.SetView(listed.view->epoch, std::move(others));
@@ -372,7 +374,7 @@ bool Membership::Handle(const Listed& listed) {
     view = view_;
   }
   KVC_LOG(Info, "the cluster's view", "epoch={} nodes={}", view->epoch, view->nodes.size());
-  if (changed_) changed_(view);
+  if (calls_.changed) calls_.changed(view);
   wake_.notify_all();
   return true;
 }
@@ -389,10 +391,15 @@ std::shared_ptr<const ClusterView> Membership::view() const {
   return view_;
 }
 
+uint64_t Membership::incarnation() const {
+  MutexLock lock(mutex_);
+  return incarnation_;
+}
+
 bool Membership::MayServe() const {
   MutexLock lock(mutex_);
   // Not in the view (yet, or any more): nobody asks this node for anything.
-  if (view_ == nullptr || !options_.self || !view_->Has(options_.self->id, incarnation_)) {
+  if (view_ == nullptr || !self_ || !view_->Has(self_->id, incarnation_)) {
     return false;
   }
   return right_.MayServe(clock_->Monotonic());
@@ -408,7 +415,7 @@ MembershipStatus Membership::status() const {
   MembershipStatus status;
   status.etcd_answers = etcd_status_.ok();
   if (!etcd_status_.ok()) status.etcd_error = etcd_status_.error().text;
-  if (!options_.self) return status;
+  if (!self_) return status;
   const Millis now = clock_->Monotonic();
   status.since_renewal = now - renewed_;
   status.may_serve = right_.MayServe(now);

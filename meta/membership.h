@@ -7,9 +7,8 @@
 // Any metadata node of the view that sees that nodes and view differ proposes the next view. One
 // that is not in the view does so only where there is no view, or where all its nodes have been
 // gone for `takeover`: so that nodes which etcd cannot see, but which see one another, are not
-// doubled. Threads: two of its own. `changed` is called on one of them, without a lock, in order of
-// epochs. Fails: Start where etcd does not answer in time, or another live node has this name.
-// Source: meta/CLUSTER.md, meta/serving_right.h.
+// doubled. Threads: two of its own. Fails: Start where etcd does not answer in time, or another
+// live node has this name. Source: meta/CLUSTER.md, meta/serving_right.h.
 #pragma once
 
 #include <condition_variable>
@@ -31,8 +30,6 @@ namespace kvcfs::meta {
 
 struct MembershipOptions {
   std::string cluster = "kvcfs";
-  // Nothing: a client, which follows views and is in none.
-  std::optional<ClusterNode> self;
   std::chrono::seconds lease{3};
   Millis start_timeout{10000};
   Millis takeover{30000};
@@ -52,22 +49,31 @@ std::optional<ClusterView> DecodeView(const std::string& json);
 
 class Membership {
  public:
-  using Changed = std::function<void(const std::shared_ptr<const ClusterView>&)>;
-  // Asks another metadata node for a promise about `epoch`; how long it promised, from when it was
-  // asked, 0: not. May block for about `timeout`. On a thread of ours, without a lock.
-  using AskPromise = std::function<Millis(const ClusterNode& node, uint64_t epoch, Millis timeout)>;
+  // All on threads of ours, without a lock. Any may be left out.
+  struct Calls {
+    // In the order of epochs.
+    std::function<void(const std::shared_ptr<const ClusterView>&)> changed{};
+    // Asks another metadata node for a promise about `epoch`; how long it promised, from when it
+    // was asked, 0: not. May block for about `timeout`.
+    std::function<Millis(const ClusterNode& node, uint64_t epoch, Millis timeout)> ask_promise{};
+    // Every key of the cluster at etcd, whenever one of them has changed; before the view of it.
+    std::function<void(const EtcdRange&)> listed{};
+  };
 
   Membership(MembershipOptions options, std::unique_ptr<EtcdClient> etcd, const Clock* clock);
   ~Membership();
 
-  // Returns when there is a view, for a node: one that has it.
-  Status Start(Changed changed, AskPromise ask);
+  // Returns when there is a view, for a node: one that has it. No `self`: a client, which follows
+  // views and is in none.
+  Status Start(std::optional<ClusterNode> self, Calls calls);
   // Leaves at once: a lease that is given back needs no time to run out.
   void Stop();
   // For tests: as if the process had died; the lease runs out by itself.
   void StopSilently();
 
   std::shared_ptr<const ClusterView> view() const;
+  // Of this node as it joined last; a view may still have the one before.
+  uint64_t incarnation() const;
   bool MayServe() const;
   // A peer asks this node: ServingRight::Promise.
   Millis Promise(uint64_t epoch);
@@ -95,8 +101,8 @@ class Membership {
   const MembershipOptions options_;
   const std::unique_ptr<EtcdClient> etcd_;
   const Clock* const clock_;
-  Changed changed_;
-  AskPromise ask_;
+  Calls calls_;
+  std::optional<ClusterNode> self_;  // since Start
 
   mutable Mutex mutex_;
   std::condition_variable wake_;

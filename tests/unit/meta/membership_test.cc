@@ -50,18 +50,17 @@ TEST(ClusterViewText, WhatIsNoViewIsRefused) {
 
 class MembershipTest : public EtcdFixture {
  protected:
-  std::unique_ptr<Membership> Make(std::optional<ClusterNode> self, Millis takeover = Millis(500)) {
+  std::unique_ptr<Membership> Make(Millis takeover = Millis(500)) {
     MembershipOptions options;
-    options.self = std::move(self);
     options.lease = std::chrono::seconds(2);
     options.start_timeout = Millis(20000);
     options.takeover = takeover;
     return std::make_unique<Membership>(options, Client(), &clock_);
   }
   std::unique_ptr<Membership> Started(std::optional<ClusterNode> self,
-                                      Membership::AskPromise ask = nullptr) {
-    auto made = Make(std::move(self));
-    const Status started = made->Start(nullptr, std::move(ask));
+                                      decltype(Membership::Calls::ask_promise) ask = nullptr) {
+    auto made = Make();
+    const Status started = made->Start(std::move(self), {.ask_promise = std::move(ask)});
     EXPECT_TRUE(started.ok()) << (started.ok() ? "" : started.error().text);
     return made;
   }
@@ -106,15 +105,15 @@ TEST_F(MembershipTest, WhoLeavesIsGoneAtOnceAndWhoComesBackIsAnother) {
 
 TEST_F(MembershipTest, EpochsOnlyGrowForEverybody) {
   const auto a = Started(Node(1));
-  auto watcher = Make(std::nullopt);
+  auto watcher = Make();
   std::atomic<uint64_t> last{0};
   std::atomic<bool> went_back{false};
   ASSERT_TRUE(watcher
-                  ->Start(
-                      [&](const std::shared_ptr<const ClusterView>& view) {
-                        if (view->epoch <= last.exchange(view->epoch)) went_back = true;
-                      },
-                      nullptr)
+                  ->Start(std::nullopt, {.changed =
+                                             [&](const std::shared_ptr<const ClusterView>& view) {
+                                               if (view->epoch <= last.exchange(view->epoch))
+                                                 went_back = true;
+                                             }})
                   .ok());
   for (int i = 0; i < 5; ++i) Started(Node(10 + static_cast<uint64_t>(i)))->Stop();
   EXPECT_TRUE(Eventually([&] { return NodesOf(*watcher) == 1; }));
@@ -128,8 +127,8 @@ TEST_F(MembershipTest, ASecondLiveNodeOfOneNameIsRefused) {
   const auto a = Started(Node(1));
   ClusterNode other = Node(2);
   other.name = "n1";
-  const auto b = Make(other);
-  const Status started = b->Start(nullptr, nullptr);
+  const auto b = Make();
+  const Status started = b->Start(other, {});
   EXPECT_EQ(started.code(), Code::kExists);
   EXPECT_NE(started.error().text.find("--name"), std::string::npos) << started.error().text;
 }
@@ -200,8 +199,8 @@ TEST_F(MembershipTest, AStrangerTakesOverOnlyAfterAWhile) {
     const auto a = Started(Node(1));
     a->StopSilently();
   }
-  const auto stranger = Make(Node(5), Millis(1500));
-  ASSERT_TRUE(stranger->Start(nullptr, nullptr).ok());
+  const auto stranger = Make(Millis(1500));
+  ASSERT_TRUE(stranger->Start(Node(5), {}).ok());
   EXPECT_EQ(NodesOf(*stranger), 1u);
   EXPECT_EQ(stranger->view()->epoch, 2u);
   stranger->Stop();

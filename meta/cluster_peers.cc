@@ -1,0 +1,112 @@
+#include "meta/cluster_peers.h"
+
+#include <utility>
+
+#include "rdma/wire.h"
+
+namespace kvcfs::meta {
+namespace {
+
+// What a core can make of a transport's answer.
+Reply Understand(rdma::Method method, const rdma::Reply& reply) {
+  if (reply.code == Code::kOk) {
+    auto decoded = DecodeReply(method, reply.head);
+    if (decoded.ok()) return std::move(*decoded);
+    return {Code::kUnavailable, 0, {}};
+  }
+  switch (reply.code) {
+    case Code::kTimeout:
+    case Code::kDenied:
+      return {reply.code, 0, {}};
+    default:
+      return {Code::kUnavailable, 0, {}};
+  }
+}
+
+}  // namespace
+
+void ClusterPeers::SetView(const ClusterView& view) {
+  std::map<NodeId, Node> nodes;
+  {
+    const MutexLock lock(mutex_);
+    for (const ClusterNode& node : view.nodes) {
+      Node& made = nodes[node.id];
+      const auto known = nodes_.find(node.id);
+      if (known != nodes_.end() && known->second.address == node.address) {
+        made = std::move(known->second);
+      } else {
+        made.address = node.address;
+      }
+    }
+    std::swap(nodes, nodes_);
+  }
+  // Who left is let go of here, without the lock.
+}
+
+std::shared_ptr<rdma::Peer> ClusterPeers::Find(const NodeId& node) {
+  const MutexLock lock(mutex_);
+  const auto at = nodes_.find(node);
+  if (at == nodes_.end()) return nullptr;
+  if (at->second.peer == nullptr) {
+    const auto address = rdma::Address::Parse(at->second.address);
+    if (!address.ok()) return nullptr;
+    at->second.peer = transport_->Connect(*address);
+  }
+  return at->second.peer;
+}
+
+bool ClusterPeers::Call(const NodeId& to, const Request& request, const rdma::CallOptions& options,
+                        Done done) {
+  const auto peer = Find(to);
+  if (peer == nullptr) return false;
+  const rdma::Method method = MethodOf(request.body);
+  // It holds on to the peer until it is answered.
+  peer->Call(method, Encode(request), options,
+             [peer, method, done = std::move(done)](const rdma::Reply& reply) {
+               done(Understand(method, reply), reply.bulk_bytes);
+             });
+  return true;
+}
+
+Reply ClusterPeers::CallAndWait(const NodeId& to, const Request& request,
+                                const rdma::CallOptions& options, uint32_t* bulk_bytes) {
+  const auto peer = Find(to);
+  if (peer == nullptr) return {Code::kUnavailable, 0, {}};
+  const rdma::Method method = MethodOf(request.body);
+  const rdma::Reply reply = peer->CallAndWait(method, Encode(request), options);
+  *bulk_bytes = reply.bulk_bytes;
+  return Understand(method, reply);
+}
+
+Millis ClusterPeers::AskPromise(const ClusterNode& node, uint64_t epoch, Millis timeout) {
+  const auto peer = Find(node.id);
+  if (peer == nullptr) return Millis(0);
+  const rdma::Reply reply =
+      peer->CallAndWait(kMethodPromise, EncodeNumber(epoch), {.timeout = timeout});
+  const auto promised = DecodeNumber(reply.head);
+  if (reply.code != Code::kOk || !promised.ok()) return Millis(0);
+  return Millis(static_cast<int64_t>(std::min<uint64_t>(*promised, 60'000)));
+}
+
+void ClusterPeers::Clear() {
+  std::map<NodeId, Node> nodes;
+  {
+    const MutexLock lock(mutex_);
+    std::swap(nodes, nodes_);
+  }
+}
+
+rdma::Bytes EncodeNumber(uint64_t number) {
+  rdma::Writer writer;
+  writer.U64(number);
+  return writer.Take();
+}
+
+Result<uint64_t> DecodeNumber(std::span<const std::byte> bytes) {
+  rdma::Reader reader(bytes);
+  const uint64_t number = reader.U64();
+  if (!reader.Finished()) return Error{Code::kCorrupt, "no number"};
+  return number;
+}
+
+}  // namespace kvcfs::meta

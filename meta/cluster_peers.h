@@ -1,0 +1,57 @@
+// The other nodes of the view, as peers of the transport: requests out, replies back.
+//
+// Threads: any. `done` runs on a thread of the transport, never inside of Call.
+// Memory: a connection to each node of the view that was asked for something.
+// Fails: a reply that cannot be had comes as kTimeout, kUnavailable or kDenied, with epoch 0.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "base/mutex.h"
+#include "meta/cluster_messages.h"
+#include "rdma/transport.h"
+
+namespace kvcfs::meta {
+
+// Methods beside those of cluster_messages.h.
+inline constexpr rdma::Method kMethodPromise = 0x80;  // epoch u64 -> milliseconds u64
+inline constexpr rdma::Method kMethodStatus = 0x81;   // -> ClusterStatus as JSON
+
+class ClusterPeers {
+ public:
+  using Done = std::function<void(Reply reply, uint32_t bulk_bytes)>;
+
+  explicit ClusterPeers(rdma::Transport* transport) : transport_(transport) {}
+
+  void SetView(const ClusterView& view) KVC_EXCLUDES(mutex_);
+  // No such node: null.
+  std::shared_ptr<rdma::Peer> Find(const NodeId& node) KVC_EXCLUDES(mutex_);
+  // False: no such node, and `done` is never called.
+  bool Call(const NodeId& to, const Request& request, const rdma::CallOptions& options, Done done)
+      KVC_EXCLUDES(mutex_);
+  // The same on the caller's own thread, which waits; not a thread of the transport.
+  Reply CallAndWait(const NodeId& to, const Request& request, const rdma::CallOptions& options,
+                    uint32_t* bulk_bytes) KVC_EXCLUDES(mutex_);
+  // Of a promise; 0: none.
+  Millis AskPromise(const ClusterNode& node, uint64_t epoch, Millis timeout) KVC_EXCLUDES(mutex_);
+  // Lets go of all peers.
+  void Clear() KVC_EXCLUDES(mutex_);
+
+ private:
+  struct Node {
+    std::string address;
+    std::shared_ptr<rdma::Peer> peer;  // when it was asked first
+  };
+  rdma::Transport* const transport_;
+  Mutex mutex_;
+  std::map<NodeId, Node> nodes_ KVC_GUARDED_BY(mutex_);
+};
+
+// The body of a promise.
+rdma::Bytes EncodeNumber(uint64_t number);
+Result<uint64_t> DecodeNumber(std::span<const std::byte> bytes);
+
+}  // namespace kvcfs::meta

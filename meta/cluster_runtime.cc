@@ -1,0 +1,245 @@
+#include "meta/cluster_runtime.h"
+
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "base/log.h"
+
+namespace kvcfs::meta {
+namespace {
+
+Error Failed(Code code, std::string_view what, const BlockKey& key) {
+  return Error{code, fmt::format("{} {}: {}", what, key.ToHex(), CodeName(code))};
+}
+
+}  // namespace
+
+ClusterRuntime::ClusterRuntime(const ClusterRuntimeOptions& options,
+                               std::unique_ptr<rdma::Transport> transport, const Clock* clock)
+    : options_(options),
+      membership_([&] {
+        MembershipOptions member;
+        member.cluster = options.cluster;
+        member.lease = options.lease;
+        member.start_timeout = options.start_timeout;
+        member.takeover = options.takeover;
+        return std::make_unique<Membership>(member, EtcdClient::Make(options.etcd), clock);
+      }()),
+      spaces_(options.cluster, EtcdClient::Make(options.etcd)),
+      transport_(std::move(transport)),
+      peers_(transport_.get()),
+      service_(
+          [&] {
+            ClusterService::Options service;
+            service.self = options.self;
+            service.roles = options.roles;
+            service.times = options.times;
+            service.leased_bytes_max = options.leased_bytes_max;
+            return service;
+          }(),
+          {.clock = clock,
+           .peers = &peers_,
+           .may_serve = [this] { return membership_->MayServe(); },
+           .promise = [this](uint64_t epoch) { return membership_->Promise(epoch); },
+           .name_of_space = [this](const SpaceId& id) { return spaces_.NameOf(id); },
+           .status = [this] { return ToJson(Describe()); }}),
+      front_(options.self, options.times, clock, &peers_, &service_) {}
+
+Status ClusterRuntime::Start(CopyStore* copies) {
+  KVC_CHECK(!started_ && (copies != nullptr || !holds_blocks()));
+  started_ = true;
+  service_.Start(copies);
+  front_.Start();
+  std::optional<ClusterNode> node;
+  if (options_.roles != 0) {
+    KVC_TRY_ASSIGN(address_, transport_->Listen(options_.listen, &service_));
+    node.emplace();
+    node->id = options_.self;
+    node->roles = options_.roles;
+    node->address = options_.advertise.empty() ? address_.ToString() : options_.advertise;
+    node->name = options_.name;
+  }
+  return membership_->Start(
+      std::move(node),
+      {.changed = [this](const auto& view) { TakeView(view); },
+       .ask_promise = [this](const ClusterNode& peer, uint64_t epoch,
+                             Millis timeout) { return peers_.AskPromise(peer, epoch, timeout); },
+       .listed = [this](const EtcdRange& range) { spaces_.Take(range); }});
+}
+
+void ClusterRuntime::TakeView(const std::shared_ptr<const ClusterView>& view) {
+  peers_.SetView(*view);
+  service_.SetView(view, membership_->incarnation());
+  front_.SetView(*view);
+}
+
+void ClusterRuntime::Stop() {
+  membership_->Stop();
+  EndParts();
+}
+
+void ClusterRuntime::StopSilently() {
+  membership_->StopSilently();
+  EndParts();
+}
+
+void ClusterRuntime::EndParts() {
+  if (!started_ || transport_ == nullptr) return;
+  front_.Stop();
+  service_.Stop();
+  // Calls that are open end now, and with them the last that knows of our memory.
+  peers_.Clear();
+  transport_.reset();
+}
+
+// ---- Blocks
+
+Result<MatchedPrefix> ClusterRuntime::Match(const SpaceId& space, std::span<const BlockKey> keys,
+                                            bool lease, Millis timeout) {
+  Outcome outcome =
+      front_.Run([&](ClusterClient& client, Millis now, uint64_t op, ClientActions* out) {
+        client.Match(now, op, space, {keys.begin(), keys.end()}, lease, timeout, out);
+      });
+  if (outcome.code != Code::kOk) return Error{outcome.code, "match"};
+  return MatchedPrefix{std::move(outcome.blocks), outcome.lease_until, outcome.from_cache};
+}
+
+Result<LocatedBlock> ClusterRuntime::Stat(const BlockId& id, Millis timeout) {
+  Outcome outcome = front_.Run([&](ClusterClient& client, Millis now, uint64_t op,
+                                   ClientActions* out) { client.Stat(now, op, id, timeout, out); });
+  if (outcome.code == Code::kOk && outcome.blocks.empty()) outcome.code = Code::kInternal;
+  if (outcome.code != Code::kOk) return Failed(outcome.code, "stat", id.key);
+  return LocatedBlock{outcome.facts, std::move(outcome.blocks[0]), outcome.lease_until};
+}
+
+Result<BlockFacts> ClusterRuntime::Create(const BlockId& id, const BlockKey& parent,
+                                          Millis timeout) {
+  const Outcome outcome =
+      front_.Run([&](ClusterClient& client, Millis now, uint64_t op, ClientActions* out) {
+        client.Create(now, op, id, parent, timeout, out);
+      });
+  if (outcome.code != Code::kOk) return Failed(outcome.code, "create", id.key);
+  return outcome.facts;
+}
+
+Result<uint32_t> ClusterRuntime::Publish(const BlockFacts& facts,
+                                         std::optional<uint64_t> generation,
+                                         std::span<const std::byte> bytes, Millis timeout) {
+  std::vector<Place> places;
+  if (generation && holds_blocks()) places.push_back({options_.self, *generation});
+  const Outcome outcome =
+      front_.Run([&](ClusterClient& client, Millis now, uint64_t op,
+                     ClientActions* out) { client.Publish(now, op, facts, places, timeout, out); },
+                 bytes);
+  if (outcome.code != Code::kOk) return Failed(outcome.code, "publish", facts.id.key);
+  // What the cluster knows, the store here knows too.
+  if (!places.empty()) service_.AwaitCopyStore();
+  return outcome.copies;
+}
+
+Result<Place> ClusterRuntime::Read(const SpaceId& space, const FoundBlock& block,
+                                   std::span<std::byte> into, Millis timeout) {
+  if (into.size() != block.length || into.empty()) {
+    return Error{Code::kInvalid, "a block is read as a whole"};
+  }
+  const Outcome outcome =
+      front_.Run([&](ClusterClient& client, Millis now, uint64_t op,
+                     ClientActions* out) { client.Read(now, op, space, block, timeout, out); },
+                 {}, into);
+  if (outcome.code != Code::kOk) return Failed(outcome.code, "read", block.key);
+  return outcome.place;
+}
+
+Status ClusterRuntime::Drop(const BlockId& id, Millis timeout) {
+  const Outcome outcome =
+      front_.Run([&](ClusterClient& client, Millis now, uint64_t op, ClientActions* out) {
+        client.Drop(now, op, id, timeout, out);
+      });
+  if (outcome.code != Code::kOk) return Failed(outcome.code, "drop", id.key);
+  return {};
+}
+
+Result<std::vector<FoundBlock>> ClusterRuntime::Chain(const BlockId& tip, Millis timeout) {
+  Outcome outcome =
+      front_.Run([&](ClusterClient& client, Millis now, uint64_t op, ClientActions* out) {
+        client.Chain(now, op, tip, timeout, out);
+      });
+  if (outcome.code != Code::kOk) return Failed(outcome.code, "chain", tip.key);
+  return std::move(outcome.blocks);
+}
+
+Result<LeafPage> ClusterRuntime::Leaves(const SpaceId& space, uint32_t shard, const BlockKey& after,
+                                        uint32_t limit, Millis timeout) {
+  if (shard >= kShardCount) return Error{Code::kInvalid, "no such shard"};
+  Outcome outcome =
+      front_.Run([&](ClusterClient& client, Millis now, uint64_t op, ClientActions* out) {
+        client.Leaves(now, op, space, shard, after, limit, timeout, out);
+      });
+  if (outcome.code != Code::kOk) return Failed(outcome.code, "leaves behind", after);
+  return LeafPage{std::move(outcome.keys), outcome.done};
+}
+
+void ClusterRuntime::NoteUsed(const BlockId& id, const NodeId& holder) {
+  front_.NoteUsed(id, holder);
+}
+
+// ---- This node's copies
+
+void ClusterRuntime::Restore(const BlockFacts& facts, uint64_t generation, uint64_t version) {
+  service_.Restore(facts, generation, version);
+}
+void ClusterRuntime::Sealed(const BlockFacts& facts, uint64_t generation) {
+  service_.Sealed(facts, generation);
+}
+void ClusterRuntime::WantRelease(const BlockId& id, uint64_t generation) {
+  service_.WantRelease(id, generation);
+}
+void ClusterRuntime::Lost(const BlockId& id, uint64_t generation) {
+  service_.Lost(id, generation);
+}
+
+// ---- Namespaces
+
+Result<std::optional<ClusterSpace>> ClusterRuntime::GetSpace(std::string_view name) {
+  return spaces_.Get(name);
+}
+Result<std::optional<ClusterSpace>> ClusterRuntime::GetSpace(const SpaceId& id) {
+  return spaces_.Get(id);
+}
+std::vector<ClusterSpace> ClusterRuntime::ListSpaces() {
+  return spaces_.List();
+}
+uint64_t ClusterRuntime::SpacesVersion() {
+  return spaces_.Version();
+}
+Result<ClusterSpace> ClusterRuntime::CreateSpace(const ClusterSpace& space) {
+  return spaces_.Create(space);
+}
+Result<ClusterSpace> ClusterRuntime::SetSpace(const ClusterSpace& space) {
+  return spaces_.Set(space);
+}
+Status ClusterRuntime::RemoveSpace(const ClusterSpace& space) {
+  return spaces_.Remove(space);
+}
+
+// ---- Operation
+
+ClusterStatus ClusterRuntime::Describe() {
+  ClusterStatus status;
+  status.self = options_.self;
+  status.name = options_.name;
+  status.roles = options_.roles;
+  status.view = membership_->view();
+  status.etcd = membership_->status();
+  service_.Describe(&status);
+  front_.Describe(&status);
+  if (transport_ != nullptr) status.transport = transport_->Stats();
+  return status;
+}
+
+Status ClusterRuntime::SetDraining(std::string_view node, bool draining) {
+  return membership_->SetDraining(std::string(node), draining);
+}
+
+}  // namespace kvcfs::meta
