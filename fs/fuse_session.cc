@@ -738,6 +738,7 @@ void FuseSession::ServeThread() {
     }
     const auto* header = reinterpret_cast<const fuse_in_header*>(buffer.data());
     if (options_.follow_caller) follower.Took(static_cast<pid_t>(header->pid));
+    if (warmer_ != nullptr) warmer_->Called(static_cast<pid_t>(header->pid));
     if (idle_.fetch_sub(1) == 1) {
       // Nobody is left to take the next call.
       t_blocking_hook = {[](void* self) { Door::AddReader(*static_cast<FuseSession*>(self)); },
@@ -777,6 +778,9 @@ void FuseSession::Serve(Filesystem& filesystem) {
   filesystem_ = &filesystem;
   CPU_ZERO(&cpus_);
   if (options_.follow_caller) ::sched_getaffinity(0, sizeof cpus_, &cpus_);
+  if (cpu_set_t all; options_.keep_awake && ::sched_getaffinity(0, sizeof all, &all) == 0) {
+    warmer_ = std::make_unique<CpuWarmer>(all);
+  }
   struct sigaction wake {};
   wake.sa_handler = [](int) {};  // no SA_RESTART: read() returns EINTR
   ::sigaction(SIGUSR1, &wake, nullptr);

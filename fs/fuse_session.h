@@ -22,6 +22,7 @@
 
 #include "base/fd.h"
 #include "base/mutex.h"
+#include "fs/cpu_warmer.h"
 #include "fs/filesystem.h"
 #include "fs/fs_types.h"
 
@@ -41,6 +42,7 @@ struct FuseSessionOptions {
   std::string probe_directory;  // a directory of the slots' tmpfs, to try passthrough on
   unsigned threads_max = 64;
   bool follow_caller = true;          // CallerFollower of caller_cpu.h
+  bool keep_awake = true;             // CpuWarmer of cpu_warmer.h
   std::chrono::microseconds poll{0};  // spin that long for the next request before sleeping
 };
 
@@ -81,7 +83,8 @@ class FuseSession final : public BackingOpener, public Notifier {
 
   FuseSessionOptions options_;
   std::unique_ptr<Door> door_;
-  cpu_set_t cpus_{};  // where threads may run; empty: the kernel decides
+  cpu_set_t cpus_{};                   // where threads may run; empty: the kernel decides
+  std::unique_ptr<CpuWarmer> warmer_;  // null: not wanted
   Filesystem* filesystem_ = nullptr;
   bool passthrough_ = false;
   bool epoch_supported_ = false;

@@ -248,6 +248,7 @@ int RunNode(const NodeOptions& options) {
   session_options.probe_directory = paths.dram;
   session_options.threads_max = static_cast<unsigned>(config.fs.fuse_threads_max);
   session_options.follow_caller = config.fs.fuse_follow_caller;
+  session_options.keep_awake = config.fs.fuse_keep_awake;
   session_options.poll = config.fs.fuse_poll;
   using Wanted = fs::FuseSessionOptions::Passthrough;
   session_options.passthrough = config.fs.passthrough == Passthrough::kOff  ? Wanted::kOff

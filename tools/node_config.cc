@@ -40,6 +40,9 @@ void BindFs(ConfigSchema& schema, FsSettings& fs) {
              {.min = 2, .max = 1024});
   schema.Bool("fuse_follow_caller", &fs.fuse_follow_caller,
               "Serve a lone caller on its own CPU: saves waking another CPU twice a call.");
+  schema.Bool("fuse_keep_awake", &fs.fuse_keep_awake,
+              "Keep two CPUs that nobody else wants from sleeping while calls follow each other "
+              "closely: saves waking a halted CPU twice a call.");
   schema.Duration("fuse_poll", &fs.fuse_poll,
                   "How long a FUSE thread polls before it sleeps; saves a wake-up, costs a CPU.",
                   {.max = milliseconds(10)});

@@ -27,6 +27,7 @@ struct FsSettings {
   Passthrough passthrough = Passthrough::kAuto;
   int64_t fuse_threads_max = 64;
   bool fuse_follow_caller = true;
+  bool fuse_keep_awake = true;
   std::chrono::microseconds fuse_poll{0};
   std::chrono::milliseconds lease{30'000};
   std::chrono::milliseconds lease_hold{10'000};
