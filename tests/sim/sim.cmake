@@ -9,6 +9,6 @@ add_executable(kvc_sim ${sim_cores} sim/kvc_sim.cc sim/model.cc sim/planted.cc s
 target_compile_definitions(kvc_sim PRIVATE KVC_SIMULATED)
 target_link_libraries(kvc_sim PRIVATE kvcfs_rdma OpenSSL::Crypto fmt::fmt)
 # The seeds of every day; a longer run is a command (tests/README.md).
-add_test(NAME kvc_sim COMMAND kvc_sim --seeds 0..400)
+add_test(NAME kvc_sim COMMAND kvc_sim --seeds 0..2000 --jobs 2)
 add_test(NAME kvc_sim_planted COMMAND kvc_sim --all-planted)
 set_tests_properties(kvc_sim kvc_sim_planted PROPERTIES LABELS sim TIMEOUT 600)
