@@ -30,6 +30,24 @@ bool IsName(std::string_view text) {
          text.find_first_of("/?#,&=%") == std::string_view::npos;
 }
 
+Result<PeerIdentity> IdentityOf(X509* certificate) {
+  auto* names = static_cast<GENERAL_NAMES*>(
+      X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
+  Result<PeerIdentity> identity = Error{Code::kDenied, "the certificate has no kvcfs:// name"};
+  for (int i = 0; names != nullptr && i < sk_GENERAL_NAME_num(names); ++i) {
+    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
+    if (name->type != GEN_URI) continue;
+    const ASN1_STRING* text = name->d.uniformResourceIdentifier;
+    const std::string_view uri(reinterpret_cast<const char*>(ASN1_STRING_get0_data(text)),
+                               static_cast<size_t>(ASN1_STRING_length(text)));
+    if (!uri.starts_with(kScheme)) continue;
+    identity = ParseIdentityUri(uri);
+    break;
+  }
+  GENERAL_NAMES_free(names);
+  return identity;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<TlsContext>> TlsContext::Make(const TlsOptions& options) {
@@ -153,21 +171,13 @@ void TlsSession::TakeOutput(Bytes& out) {
 Result<PeerIdentity> TlsSession::Identity() const {
   X509* certificate = SSL_get0_peer_certificate(ssl_);
   if (certificate == nullptr) return Error{Code::kDenied, "the peer showed no certificate"};
-  auto* names = static_cast<GENERAL_NAMES*>(
-      X509_get_ext_d2i(certificate, NID_subject_alt_name, nullptr, nullptr));
-  Result<PeerIdentity> identity = Error{Code::kDenied, "the certificate has no kvcfs:// name"};
-  for (int i = 0; names != nullptr && i < sk_GENERAL_NAME_num(names); ++i) {
-    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
-    if (name->type != GEN_URI) continue;
-    const ASN1_STRING* text = name->d.uniformResourceIdentifier;
-    const std::string_view uri(reinterpret_cast<const char*>(ASN1_STRING_get0_data(text)),
-                               static_cast<size_t>(ASN1_STRING_length(text)));
-    if (!uri.starts_with(kScheme)) continue;
-    identity = ParseIdentityUri(uri);
-    break;
-  }
-  GENERAL_NAMES_free(names);
-  return identity;
+  return IdentityOf(certificate);
+}
+
+Result<PeerIdentity> TlsContext::Identity() const {
+  X509* certificate = SSL_CTX_get0_certificate(context_);
+  KVC_CHECK(certificate != nullptr);
+  return IdentityOf(certificate);
 }
 
 Result<PeerIdentity> ParseIdentityUri(std::string_view uri) {

@@ -30,6 +30,8 @@ class TlsContext {
   static Result<std::unique_ptr<TlsContext>> Make(const TlsOptions& options);
   ~TlsContext();
   std::unique_ptr<TlsSession> NewSession(bool server) const;
+  // Of the own certificate.
+  Result<PeerIdentity> Identity() const;
 
  private:
   TlsContext() = default;

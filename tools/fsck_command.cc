@@ -20,10 +20,10 @@
 #include "iouring/segment_store.h"
 #include "meta/block_records.h"
 #include "meta/meta_store.h"
+#include "tools/data_directory.h"
 #include "tools/mount_options.h"
 #include "tools/node.h"
 #include "tools/stats.h"
-#include "tools/supervisor.h"
 #include "tools/verb.h"
 
 namespace kvcfs::tools {
@@ -264,7 +264,7 @@ int RunFsck(const FsckOptions& options) {
     const auto holder = ReadLock(paths.lock);
     return Fail(kVerb, fmt::format("{} is in use by kvcfs process {}; unmount {} first", paths.data,
                                    holder.ok() ? holder->supervisor_pid : 0,
-                                   holder.ok() ? holder->mountpoint : "it"));
+                                   holder.ok() ? holder->use : "it"));
   }
   Report report;
   std::set<PlaceKey> good;

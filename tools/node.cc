@@ -2,18 +2,13 @@
 
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <thread>
 
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mount.h>
-#include <sys/random.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/crash_point.h"
@@ -27,6 +22,7 @@
 #include "iouring/segment_store.h"
 #include "iouring/slot_tier.h"
 #include "meta/meta_store.h"
+#include "tools/data_directory.h"
 #include "tools/memory_toucher.h"
 #include "tools/metrics_server.h"
 #include "tools/node_stats.h"
@@ -79,62 +75,6 @@ class EntryDispatch final : public iouring::EntryOwner {
   FileTree& files_;
 };
 
-// The UUID of this node, beside the data and in the meta store: one of them may be damaged.
-Result<iouring::Uuid> NodeIdentity(const std::string& path, meta::MetaStore& store) {
-  static constexpr char kKey[] = "Mnode_uuid";
-  iouring::Uuid uuid{};
-  bool known = false;
-  {
-    const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    // The UUID and its complement, so that a flipped bit is seen.
-    std::array<uint8_t, 32> text{};
-    if (file.valid() && ::read(file.get(), text.data(), text.size()) == 32) {
-      known = true;
-      for (size_t i = 0; i < 16; ++i) {
-        uuid[i] = text[i];
-        known = known && text[16 + i] == static_cast<uint8_t>(~text[i]);
-      }
-    }
-  }
-  const auto stored = store.Get(kKey);
-  if (!known && stored.ok() && stored->has_value() && (*stored)->size() == uuid.size()) {
-    std::memcpy(uuid.data(), (*stored)->data(), uuid.size());
-    known = true;
-  }
-  if (!known && ::getrandom(uuid.data(), uuid.size(), 0) != static_cast<ssize_t>(uuid.size())) {
-    return ErrnoError(errno, "getrandom");
-  }
-  std::array<uint8_t, 32> text{};
-  for (size_t i = 0; i < 16; ++i) {
-    text[i] = uuid[i];
-    text[16 + i] = static_cast<uint8_t>(~uuid[i]);
-  }
-  const std::string aside = path + ".new";
-  {
-    const Fd file(::open(aside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-    if (file.valid() && ::write(file.get(), text.data(), text.size()) == 32 &&
-        ::fsync(file.get()) == 0) {
-      ::rename(aside.c_str(), path.c_str());
-    } else {
-      ::unlink(aside.c_str());  // a full disk; the meta store may have it
-    }
-  }
-  if (!stored.ok() || !stored->has_value()) {
-    meta::MetaBatch batch;
-    batch.Put(kKey, {reinterpret_cast<const char*>(uuid.data()), uuid.size()});
-    (void)store.Write(batch, false);
-  }
-  return uuid;
-}
-
-// A few segments are always free or half full, so a small tier has shorter ones: 16 of them, but
-// none so short that blocks of usual lengths do not fit.
-uint64_t SegmentBytesFor(uint64_t nvme_bytes, uint64_t configured) {
-  constexpr uint64_t kMiB = 1u << 20, kSegments = 16, kShortest = 16 * kMiB;
-  const uint64_t wanted = nvme_bytes / kSegments / kMiB * kMiB;
-  return std::min(configured, std::max(kShortest, wanted));
-}
-
 void MakeDirectory(const std::string& path) {
   std::error_code ignored;
   std::filesystem::create_directories(path, ignored);
@@ -186,40 +126,7 @@ struct NewerEntries {
   std::vector<std::pair<EntryMeta, SegmentPlace>> files;
 };
 
-Result<std::unique_ptr<SegmentStore>> OpenSegments(const iouring::SegmentStoreOptions& options,
-                                                   uint64_t scan_after, NewerEntries* newer) {
-  const auto collect = [&](const EntryMeta& meta, const SegmentPlace& place) {
-    if (IsFileEntry(meta.kind)) {
-      newer->files.emplace_back(meta, place);
-    } else {
-      newer->blocks.push_back({meta, place});
-    }
-  };
-  auto opened = SegmentStore::Open(options, scan_after, collect);
-  if (opened.ok() || opened.code() == Code::kUnsupported) return opened;
-  // Not ours, or beyond reading: what is in it is lost as a cache, but not destroyed.
-  const std::string aside = options.directory + ".unusable-" +
-                            std::to_string(steady_clock::now().time_since_epoch().count());
-  KVC_LOG(Error, "the NVMe tier cannot be used; moved aside and begun anew",
-          "directory={} now={} error={}", LogValue(options.directory), LogValue(aside),
-          LogValue(opened.error().text));
-  if (::rename(options.directory.c_str(), aside.c_str()) != 0) return opened;
-  *newer = {};
-  return SegmentStore::Open(options, scan_after, collect);
-}
-
 }  // namespace
-
-NodePaths::NodePaths(const std::string& directory)
-    : data(directory),
-      dram(directory + "/dram"),
-      segments(directory + "/segments"),
-      meta(directory + "/meta"),
-      files(directory + "/files"),
-      lock(directory + "/lock"),
-      keep_dram(directory + "/keep-dram"),
-      log(directory + "/kvcfs.log"),
-      identity(directory + "/node.uuid") {}
 
 int RunNode(const NodeOptions& options) {
   const auto begin = steady_clock::now();
@@ -272,7 +179,7 @@ int RunNode(const NodeOptions& options) {
   if (report.repaired || report.recreated) {
     KVC_LOG(Error, "the meta store was damaged", "what={}", LogValue(report.text));
   }
-  const auto uuid = NodeIdentity(paths.identity, **store);
+  const auto uuid = NodeIdentity(paths, **store);
   if (!uuid.ok()) return fail("identity", uuid.error());
 
   auto slots =
@@ -282,17 +189,17 @@ int RunNode(const NodeOptions& options) {
   NewerEntries newer;
   std::unique_ptr<SegmentStore> segments;
   if (options.nvme_bytes > 0) {
-    iouring::SegmentStoreOptions segment_options;
-    segment_options.directory = paths.segments;
-    segment_options.node_uuid = *uuid;
-    segment_options.capacity_bytes = options.nvme_bytes;
-    segment_options.segment_bytes =
-        SegmentBytesFor(options.nvme_bytes, config.iouring.segment_bytes);
-    segment_options.staging_bytes = config.iouring.staging_bytes;
-    segment_options.queue_bytes_max = config.iouring.queue_bytes_max;
-    segment_options.live_share_max = config.iouring.live_share_max;
-    segment_options.direct = config.iouring.direct;
-    auto opened = OpenSegments(segment_options, BlockStore::AppliedSequence(**store), &newer);
+    auto opened = OpenSegments(
+        SegmentOptionsFor(paths, *uuid, options.nvme_bytes, config.iouring),
+        BlockStore::AppliedSequence(**store),
+        [&](const EntryMeta& meta, const SegmentPlace& place) {
+          if (IsFileEntry(meta.kind)) {
+            newer.files.emplace_back(meta, place);
+          } else {
+            newer.blocks.push_back({meta, place});
+          }
+        },
+        [&] { newer = {}; });
     if (!opened.ok()) return fail("nvme", opened.error());
     segments = std::move(*opened);
   }

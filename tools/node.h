@@ -25,10 +25,4 @@ struct NodeOptions {
 // Serves until unmounted or SIGTERM. 0: everything dirty has reached NVMe.
 int RunNode(const NodeOptions& options);
 
-// Where things are below the data directory.
-struct NodePaths {
-  std::string data, dram, segments, meta, files, lock, keep_dram, log, identity;
-  explicit NodePaths(const std::string& directory);
-};
-
 }  // namespace kvcfs::tools

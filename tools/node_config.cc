@@ -103,6 +103,26 @@ void BindMeta(ConfigSchema& schema, MetaSettings& meta) {
               {.min = kMiB, .max = 4 * kGiB});
 }
 
+void BindCluster(ConfigSchema& schema, ClusterSettings& cluster) {
+  schema.Section("cluster", "The cluster that this host is a node or a client of.");
+  schema.String("etcd", &cluster.etcd,
+                "Its etcd, as \"etcd://HOST:2379,HOST:2379\"; empty: this host alone.");
+  schema.String("id", &cluster.id, "Which cluster of that etcd.");
+  schema.String("name", &cluster.name,
+                "What this node is called; with TLS, as in its certificate. Empty: so, or as the "
+                "host.");
+  schema.String("listen", &cluster.listen,
+                "Where peers reach this node. Other than loopback addresses want TLS.");
+  schema.String("advertise", &cluster.advertise,
+                "The address by which peers know it, if it is another than that.");
+  schema.String("roles", &cluster.roles,
+                "What a server does: meta (owns shards of the index), blocks (holds bytes).");
+  schema.String("tls_cert", &cluster.tls_cert, "Its certificate, a PEM file; empty: no TLS.");
+  schema.String("tls_key", &cluster.tls_key, "The certificate's key.");
+  schema.String("tls_ca", &cluster.tls_ca, "The authority of all certificates.");
+  schema.Bool("etcd_tls", &cluster.etcd_tls, "With TLS, etcd is spoken to by TLS, too.");
+}
+
 void BindTest(ConfigSchema& schema, TestSettings& test) {
   schema.Section("test", "For tests of kvcfs itself; leave it alone.");
   schema.String(
@@ -118,6 +138,7 @@ ConfigSchema BindNodeConfig(NodeConfig& config) {
   BindFs(schema, config.fs);
   BindIouring(schema, config.iouring);
   BindMeta(schema, config.meta);
+  BindCluster(schema, config.cluster);
   BindTest(schema, config.test);
   return schema;
 }

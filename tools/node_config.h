@@ -55,6 +55,18 @@ struct MetaSettings {
   uint64_t write_buffer_bytes = uint64_t{32} << 20;
 };
 
+// As text; cluster_options.h makes more of it.
+struct ClusterSettings {
+  std::string etcd;  // empty: no cluster
+  std::string id = "kvcfs";
+  std::string name;
+  std::string listen = "127.0.0.1:7470";
+  std::string advertise;
+  std::string roles = "meta,blocks";
+  std::string tls_cert, tls_key, tls_ca;
+  bool etcd_tls = true;
+};
+
 // Only for tests of kvcfs itself.
 struct TestSettings {
   std::string crash_point;
@@ -65,6 +77,7 @@ struct NodeConfig {
   FsSettings fs;
   IouringSettings iouring;
   MetaSettings meta;
+  ClusterSettings cluster;
   TestSettings test;
 };
 

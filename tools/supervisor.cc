@@ -1,29 +1,29 @@
-#include "tools/supervisor.h"
+// The foreground process of `kvcfs mount`: holds the mount, keeps a daemon running in it.
+//
+// It owns the lock of the data directory, the tmpfs of the DRAM tier and the descriptor of
+// /dev/fuse, does nothing else and therefore does not crash; when the daemon dies it starts
+// another, which takes over the connection: calls wait, open files go on. Threads: one.
 
-#include <array>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <thread>
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <linux/magic.h>
 #include <signal.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
-#include <sys/statfs.h>
-#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/size.h"
+#include "tools/data_directory.h"
+#include "tools/mount_options.h"
 #include "tools/node.h"
 #include "tools/verb.h"
 
@@ -34,8 +34,6 @@ constexpr char kVerb[] = "mount";
 constexpr auto kCrashWindow = std::chrono::seconds(10);
 constexpr int kCrashesMax = 5;  // in the window, right after start: it will not get better
 constexpr auto kReadyLimit = std::chrono::seconds(120);
-// Of 25 ms: a second for who holds the data directory to stop, half a minute where it is dead.
-constexpr int kLockTries = 40, kLockTriesMax = 1200;
 
 volatile sig_atomic_t g_stop = 0;
 volatile sig_atomic_t g_child = 0;
@@ -80,71 +78,6 @@ Status PrepareMountpoint(const std::string& mountpoint) {
   return {};
 }
 
-Result<Fd> TakeLock(const NodePaths& paths, const std::string& mountpoint) {
-  Fd lock(::open(paths.lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-  if (!lock.valid()) return ErrnoError(errno, "open", paths.lock);
-  // A daemon that was killed a moment ago lets go as soon as the kernel has buried it, which takes
-  // as long as the I/O that it had under way.
-  for (int tries = 0; ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
-    if (errno != EWOULDBLOCK) return ErrnoError(errno, "lock", paths.lock);
-    const auto holder = ReadLock(paths.lock);
-    const bool dies = holder.ok() && ::kill(holder->supervisor_pid, 0) != 0 && errno == ESRCH;
-    if (tries >= (dies ? kLockTriesMax : kLockTries)) {
-      return Error{Code::kBusy,
-                   fmt::format("{} is in use by kvcfs process {} mounted at {}; one daemon a data "
-                               "directory (`kvcfs unmount {}` ends that one)",
-                               paths.data, holder.ok() ? holder->supervisor_pid : 0,
-                               holder.ok() ? holder->mountpoint : "?",
-                               holder.ok() ? holder->mountpoint : "MNT")};
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(25));
-  }
-  // A full disk must not stop a mount: the lock is the flock, the text is for people.
-  const std::string text = fmt::format("{} {}\n", ::getpid(), mountpoint);
-  if (::ftruncate(lock.get(), 0) != 0 ||
-      ::pwrite(lock.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
-    KVC_LOG(Warn, "cannot write who holds the data directory", "file={} errno={}",
-            LogValue(paths.lock), errno);
-  }
-  return lock;
-}
-
-bool IsTmpfsMount(const std::string& path) {
-  struct statfs info {};
-  struct stat here {
-  }, above{};
-  return ::statfs(path.c_str(), &info) == 0 && info.f_type == TMPFS_MAGIC &&
-         ::stat(path.c_str(), &here) == 0 && ::stat((path + "/..").c_str(), &above) == 0 &&
-         here.st_dev != above.st_dev;
-}
-
-// The tmpfs of the slots. One that a killed daemon left is taken over with all it holds.
-Status MountDram(const NodePaths& paths, uint64_t dram_bytes) {
-  std::error_code ignored;
-  std::filesystem::create_directories(paths.dram, ignored);
-  // Beside the slots' bytes: their records (256 B each) and what rounding costs.
-  const uint64_t size = dram_bytes + dram_bytes / 8 + (64u << 20);
-  if (IsTmpfsMount(paths.dram)) {
-    const std::string options = fmt::format("size={},mode=0700,nr_inodes=0", size);
-    if (::mount("kvcfs-dram", paths.dram.c_str(), "tmpfs", MS_REMOUNT | MS_NOSUID | MS_NODEV,
-                options.c_str()) != 0) {
-      KVC_LOG(Warn, "the DRAM tier keeps its old size", "errno={}", errno);
-    }
-    return {};
-  }
-  for (const char* huge : {",huge=within_size", ""}) {
-    const std::string options = fmt::format("size={},mode=0700,nr_inodes=0{}", size, huge);
-    if (::mount("kvcfs-dram", paths.dram.c_str(), "tmpfs", MS_NOSUID | MS_NODEV, options.c_str()) ==
-        0) {
-      if (*huge == 0) {
-        KVC_LOG(Warn, "tmpfs without huge pages; large blocks are read at half the speed", "");
-      }
-      return {};
-    }
-  }
-  return ErrnoError(errno, "mount the DRAM tier (tmpfs) at", paths.dram);
-}
-
 Result<Fd> MountFuse(const std::string& mountpoint) {
   Fd device(::open("/dev/fuse", O_RDWR | O_CLOEXEC));
   if (!device.valid()) {
@@ -164,26 +97,6 @@ Result<Fd> MountFuse(const std::string& mountpoint) {
     return error;
   }
   return device;
-}
-
-uint64_t MemoryBytes() {
-  return static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
-         static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-}
-
-// A share of the disk is of what is free and of what the tier has taken already.
-uint64_t DiskBytes(const NodePaths& paths) {
-  struct statvfs info {};
-  if (::statvfs(paths.data.c_str(), &info) != 0) return 0;
-  uint64_t taken = 0;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(paths.segments, error)) {
-    struct stat each {};
-    if (::stat(entry.path().c_str(), &each) == 0) {
-      taken += static_cast<uint64_t>(each.st_blocks) * 512;
-    }
-  }
-  return uint64_t{info.f_bavail} * info.f_frsize + taken;
 }
 
 // Runs daemons until one ends well or it makes no sense any more.
@@ -297,22 +210,6 @@ int AwaitReady(pid_t child, const MountOptions& options) {
 }
 
 }  // namespace
-
-Result<LockHolder> ReadLock(const std::string& lock_path) {
-  const Fd file(::open(lock_path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!file.valid()) return ErrnoError(errno, "open", lock_path);
-  std::array<char, 4200> text{};
-  const ssize_t got = ::read(file.get(), text.data(), text.size() - 1);
-  if (got <= 0) return Error{Code::kNotFound, "nobody"};
-  LockHolder holder;
-  char* end = nullptr;
-  holder.supervisor_pid = static_cast<int>(std::strtol(text.data(), &end, 10));
-  std::string mountpoint = end;
-  while (!mountpoint.empty() && mountpoint.front() == ' ') mountpoint.erase(0, 1);
-  while (!mountpoint.empty() && mountpoint.back() == '\n') mountpoint.pop_back();
-  holder.mountpoint = mountpoint;
-  return holder;
-}
 
 int RunMount(const MountOptions& options) {
   if (!options.daemon) return RunForeground(options);

@@ -11,10 +11,10 @@
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "tools/data_directory.h"
 #include "tools/mount_options.h"
 #include "tools/node.h"
 #include "tools/stats.h"
-#include "tools/supervisor.h"
 #include "tools/verb.h"
 
 namespace kvcfs::tools {

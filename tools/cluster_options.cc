@@ -1,0 +1,212 @@
+#include "tools/cluster_options.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "rdma/tcp.h"
+#include "rdma/tls.h"
+
+namespace kvcfs::tools {
+
+struct ClusterFlags::Flag {
+  const char* flag;
+  const char* key;
+  const char* help;
+  bool for_nodes;  // of no meaning to who only asks
+};
+
+void ClusterFlags::Add(CLI::App* verb, ClusterUse use) {
+  static constexpr Flag kFlags[] = {
+      {"--cluster", "cluster.etcd", "The cluster's etcd, as etcd://HOST:2379,HOST:2379", false},
+      {"--name", "cluster.name", "This node's name (default: the certificate's, or the host's)",
+       true},
+      {"--listen", "cluster.listen",
+       "Where peers reach this node (default 127.0.0.1:7470); with TLS, any address", true},
+      {"--advertise", "cluster.advertise", "The address by which peers know it, if another", true},
+      {"--roles", "cluster.roles", "meta, blocks or meta,blocks (default both)", true},
+      {"--tls-cert", "cluster.tls_cert", "Certificate, PEM; tools/dev-certs.sh makes some", false},
+      {"--tls-key", "cluster.tls_key", "The certificate's key, PEM", false},
+      {"--tls-ca", "cluster.tls_ca", "The authority of all certificates, PEM", false},
+  };
+  for (const Flag& flag : kFlags) {
+    if (flag.for_nodes && use == ClusterUse::kAsk) continue;
+    if (use == ClusterUse::kMount && std::string_view(flag.flag) == "--roles") continue;
+    values_.push_back(std::make_unique<Value>());
+    Value* value = values_.back().get();
+    value->flag = &flag;
+    verb->add_option(flag.flag, value->text, flag.help)->each([value](const std::string&) {
+      value->given = true;
+    });
+  }
+}
+
+std::vector<NodeConfigFlag> ClusterFlags::Given() const {
+  std::vector<NodeConfigFlag> flags;
+  for (const auto& value : values_) {
+    if (value->given) flags.push_back({value->flag->flag, value->flag->key, value->text});
+  }
+  return flags;
+}
+
+namespace {
+
+Error Wrong(std::string_view key, std::string_view text) {
+  return Error{Code::kInvalid, fmt::format("cluster.{}: {}", key, text)};
+}
+
+Result<uint8_t> ParseRoles(std::string_view text) {
+  uint8_t roles = 0;
+  for (std::string_view rest = text; !rest.empty();) {
+    const std::string_view word = rest.substr(0, rest.find(','));
+    rest.remove_prefix(std::min(rest.size(), word.size() + 1));
+    if (word == "meta") {
+      roles |= meta::kRoleMetadata;
+    } else if (word == "blocks") {
+      roles |= meta::kRoleBlocks;
+    } else {
+      return Wrong("roles", fmt::format("'{}' is not meta, blocks or meta,blocks", text));
+    }
+  }
+  if (roles == 0) return Wrong("roles", "a server wants at least one of meta, blocks");
+  return roles;
+}
+
+std::string HostName() {
+  std::array<char, 256> name{};
+  if (::gethostname(name.data(), name.size() - 1) != 0 || name[0] == 0) return "kvcfs";
+  return name.data();
+}
+
+// A node's name is part of keys at etcd.
+bool IsNodeName(std::string_view name) {
+  return !name.empty() && name.size() <= 255 && std::all_of(name.begin(), name.end(), [](char c) {
+    return c > ' ' && c < 127 && std::string_view("/?#,&=%\"\\").find(c) == std::string_view::npos;
+  });
+}
+
+}  // namespace
+
+Result<ClusterOptions> ParseClusterOptions(const ClusterSettings& settings, ClusterUse use) {
+  ClusterOptions options;
+  if (settings.etcd.empty()) {
+    return Wrong("etcd", "say which cluster: --cluster etcd://HOST:2379");
+  }
+  auto etcd = meta::EtcdOptions::Parse(settings.etcd);
+  if (!etcd.ok()) return Wrong("etcd", etcd.error().text);
+  options.etcd = std::move(*etcd);
+  if (!IsNodeName(settings.id)) return Wrong("id", fmt::format("'{}' is no name", settings.id));
+  options.id = settings.id;
+  options.tls = {settings.tls_cert, settings.tls_key, settings.tls_ca};
+  const bool any_tls =
+      !settings.tls_cert.empty() || !settings.tls_key.empty() || !settings.tls_ca.empty();
+  options.name = settings.name;
+  if (any_tls) {
+    const auto context = rdma::TlsContext::Make(options.tls);
+    if (!context.ok()) return Error{Code::kInvalid, context.error().text};
+    const auto identity = (*context)->Identity();
+    if (!identity.ok()) {
+      return Wrong("tls_cert", fmt::format("{}: {}", settings.tls_cert, identity.error().text));
+    }
+    if (options.name.empty()) options.name = identity->name;
+    if (options.name != identity->name) {
+      return Wrong(
+          "name", fmt::format("'{}', but the certificate says '{}'", options.name, identity->name));
+    }
+    if (use == ClusterUse::kServe && !identity->is_node) {
+      return Wrong("tls_cert",
+                   fmt::format("{} is a client's; a server wants a node's", settings.tls_cert));
+    }
+    if (settings.etcd_tls) {
+      options.etcd.certificate = settings.tls_cert;
+      options.etcd.key = settings.tls_key;
+      options.etcd.authority = settings.tls_ca;
+    }
+  }
+  if (options.name.empty()) options.name = HostName();
+  if (!IsNodeName(options.name)) {
+    return Wrong("name", fmt::format("'{}' is no name for a node", options.name));
+  }
+  const auto listen = rdma::Address::Parse(settings.listen);
+  if (!listen.ok()) return Wrong("listen", listen.error().text);
+  options.listen = *listen;
+  if (!settings.advertise.empty()) {
+    const auto advertise = rdma::Address::Parse(settings.advertise);
+    if (!advertise.ok()) return Wrong("advertise", advertise.error().text);
+  }
+  options.advertise = settings.advertise;
+  if (use == ClusterUse::kServe) {
+    KVC_TRY_ASSIGN(options.roles, ParseRoles(settings.roles));
+    KVC_TRY(CheckListening(options));
+  }
+  return options;
+}
+
+Status CheckListening(const ClusterOptions& options) {
+  if (options.roles == 0) return {};
+  if (!options.listen.IsLoopback() && !options.tls.given()) {
+    return Wrong("listen", fmt::format("{} is not a loopback address, which wants --tls-cert, "
+                                       "--tls-key and --tls-ca (tools/dev-certs.sh makes some)",
+                                       options.listen.ToString()));
+  }
+  const std::string& host = options.listen.host;
+  if ((host == "0.0.0.0" || host == "::") && options.advertise.empty()) {
+    return Wrong("listen", fmt::format("{} is every address; say by which one peers know this "
+                                       "node: --advertise HOST:PORT",
+                                       options.listen.ToString()));
+  }
+  return {};
+}
+
+meta::NodeId NodeIdOf(const iouring::Uuid& uuid) {
+  meta::NodeId id;
+  for (size_t i = 0; i < 8; ++i) {
+    id.high = id.high << 8 | uuid[i];
+    id.low = id.low << 8 | uuid[8 + i];
+  }
+  return id;
+}
+
+meta::NodeId RandomNodeId() {
+  iouring::Uuid uuid{};
+  while (::getrandom(uuid.data(), uuid.size(), 0) != static_cast<ssize_t>(uuid.size())) {
+    KVC_CHECK(errno == EINTR);
+  }
+  return NodeIdOf(uuid);
+}
+
+Result<std::unique_ptr<meta::ClusterRuntime>> MakeRuntime(const ClusterOptions& options,
+                                                          const meta::NodeId& self,
+                                                          const Clock* clock) {
+  for (const std::string& endpoint : options.etcd.endpoints) {
+    const auto address = rdma::Address::Parse(endpoint);
+    if (options.etcd.authority.empty() && address.ok() && !address->IsLoopback()) {
+      KVC_LOG(Warn, "etcd is spoken to without TLS", "endpoint={}", LogValue(endpoint));
+    }
+  }
+  rdma::TransportOptions transport;
+  transport.self = self;
+  transport.name = options.name;
+  transport.cluster = options.id;
+  transport.is_node = options.roles != 0;
+  transport.tls = options.tls;
+  KVC_TRY_ASSIGN(auto made, rdma::MakeTcpTransport(transport));
+  meta::ClusterRuntimeOptions runtime;
+  runtime.cluster = options.id;
+  runtime.self = self;
+  runtime.name = options.name;
+  runtime.roles = options.roles;
+  runtime.listen = options.listen;
+  runtime.advertise = options.advertise;
+  runtime.etcd = options.etcd;
+  return std::make_unique<meta::ClusterRuntime>(runtime, std::move(made), clock);
+}
+
+}  // namespace kvcfs::tools

@@ -1,0 +1,72 @@
+// How a process takes part in a cluster: flags and settings, checked, and a ClusterRuntime of them.
+//
+// One piece of code for serve, mount and cluster. Threads: any, nothing is shared.
+// Fails: kInvalid with the setting's name and what would be right; MakeRuntime also as
+// rdma::MakeTcpTransport.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "iouring/segment_store.h"
+#include "meta/cluster_runtime.h"
+#include "tools/node_config.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
+
+namespace kvcfs::tools {
+
+enum class ClusterUse {
+  kServe,  // a node: name, listen and roles count
+  kMount,  // a client; it may hold blocks, too: then roles are set and it listens
+  kAsk,    // a client for a moment
+};
+
+// --cluster, --name, --listen, --tls-cert, ...: each the short form of a setting.
+class ClusterFlags {
+ public:
+  void Add(CLI::App* verb, ClusterUse use);
+  // What the line says, to be handed to LoadNodeConfig.
+  std::vector<NodeConfigFlag> Given() const;
+
+ private:
+  struct Flag;
+  struct Value {
+    const Flag* flag = nullptr;
+    std::string text;
+    bool given = false;
+  };
+  std::vector<std::unique_ptr<Value>> values_;
+};
+
+struct ClusterOptions {
+  meta::EtcdOptions etcd;
+  rdma::TlsOptions tls;
+  std::string id;
+  std::string name;
+  uint8_t roles = 0;  // of meta::Role
+  rdma::Address listen;
+  std::string advertise;
+};
+
+// `roles`: for kServe those of the settings; else 0, and the caller may give it kRoleBlocks before
+// CheckListening.
+Result<ClusterOptions> ParseClusterOptions(const ClusterSettings& settings, ClusterUse use);
+// That a node with these roles may listen there, and that others can find it there.
+Status CheckListening(const ClusterOptions& options);
+
+// A node is who its data directory says.
+meta::NodeId NodeIdOf(const iouring::Uuid& uuid);
+meta::NodeId RandomNodeId();
+
+// Not started yet. `clock` outlives it.
+Result<std::unique_ptr<meta::ClusterRuntime>> MakeRuntime(const ClusterOptions& options,
+                                                          const meta::NodeId& self,
+                                                          const Clock* clock);
+
+}  // namespace kvcfs::tools
