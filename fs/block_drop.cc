@@ -61,9 +61,10 @@ uint64_t BlockStore::DropTree(BlockRef ref, Counter& why, bool tombstone) {
   const BlockKey key = index_.key(ref);
   KVC_CRASH_POINT("drop.before_remove");
   const std::vector<BlockRef> all = index_.Subtree(ref);
-  for (const BlockRef each : all) RemoveLeaf(each, why);
   // One tombstone hides the whole subtree from a rebuild: what has no parent is dropped there too.
+  // Before the places are given up: a segment may be erased as soon as nothing in it lives.
   if (tombstone) AppendTombstone(ns, key);
+  for (const BlockRef each : all) RemoveLeaf(each, why);
   // Capacity takes only what is not leased, so no name of it is cached by the kernel any more.
   if (&why == &BlockMetrics::Get().dropped || &why == &BlockMetrics::Get().damaged) {
     parts_.notifier->BumpEpoch();

@@ -284,6 +284,7 @@ SegmentContents ReadContents(IoQueue& queue, BlockFile& file, const SegmentEnds&
   }
   std::optional<Footer> footer;
   if (ends.tail_error == 0) footer = DecodeFooter(ends.tail.span().last(kPageBytes));
+  bool all_durable = false;
   if (footer && (footer->number != options.number ||
                  (footer->node_uuid != options.node_uuid && !options.any_node))) {
     footer.reset();
@@ -301,6 +302,17 @@ SegmentContents ReadContents(IoQueue& queue, BlockFile& file, const SegmentEnds&
     contents.first_sequence = contents.last_sequence = good.first_sequence;
     if (good.use == SegmentUse::kErased) return contents;
     if (footer && footer->first_sequence != good.first_sequence) footer.reset();
+    // Before a footer is written, all that it speaks of is durable, and it is zeroed before more
+    // is.
+    if (!footer && ends.tail_error == 0 && !AllZero(ends.tail.span().last(kPageBytes))) {
+      contents.problems.push_back(
+          {options.segment_bytes - kPageBytes,
+           "footer is damaged: the entries are read one by one, as far as they are found",
+           false,
+           {}});
+      contents.clean = false;
+      all_durable = true;
+    }
   } else if (footer) {
     // An erase clears the footer too, so that this one is of the segment's present life.
     contents.first_sequence = contents.last_sequence = footer->first_sequence;
@@ -322,7 +334,6 @@ SegmentContents ReadContents(IoQueue& queue, BlockFile& file, const SegmentEnds&
   }
 
   uint64_t walk_from = kPageBytes;
-  bool all_durable = false;
   contents.form = SegmentForm::kOpen;
   if (footer) {
     if (footer->sealed || !header_right) contents.form = SegmentForm::kSealed;

@@ -40,9 +40,11 @@ struct SegmentPlace {
 };
 
 enum class EntryKind : uint8_t {
-  kBlock = 1,           // a published block
-  kBlockIntent = 2,     // fsynced and flushed, not yet released: recovery publishes it
-  kFile = 3,            // the whole content of one version of an ordinary file
+  kBlock = 1,        // a published block
+  kBlockIntent = 2,  // fsynced and flushed, not yet released: recovery publishes it
+  kFile = 3,         // the whole content of one version of an ordinary file
+  // Append a tombstone before MarkDead of (or Judge says kDead for) what it hides: no segment is
+  // erased before the tombstones that were queued until then are durable.
   kBlockTombstone = 4,  // the block was dropped; obeyed by a rebuild
   kFileTombstone = 5,   // the file was removed, or a newer version was made
 };

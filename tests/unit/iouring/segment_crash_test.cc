@@ -90,15 +90,35 @@ class CrashTest : public StoreTest {
       if (present && random() % 4 == 0) {
         meta.kind = number % 2 == 0 ? EntryKind::kBlockTombstone : EntryKind::kFileTombstone;
         meta.length = 0;
+        // First the tombstone: without places that live in it a segment may be erased.
+        Change(number, meta, durable);
         books_.Drop(meta);
       } else if (present && number % 2 == 0) {
         continue;  // a block never changes
+      } else {
+        Change(number, meta, durable);
       }
-      Change(number, meta, durable);
       if (random() % 8 == 0) WaitForAll();
       if (random() % 40 == 0) (void)store_->Flush(random() % 2 == 0);
     }
     WaitForAll();
+  }
+
+  // For messages: what was done to a name, and what is found of it.
+  std::string History(unsigned number) {
+    std::string text;
+    for (const struct Change& one : names_[number].changes) {
+      text += fmt::format("change {} of version {}{}\n", static_cast<int>(one.meta.kind),
+                          one.meta.version, one.durable_done ? ", durable" : "");
+    }
+    const EntryMeta meta = MetaOf(number, 0, 0);
+    for (const Located& one : visited_) {
+      if (one.meta.ino != meta.ino || one.meta.key != meta.key) continue;
+      text += fmt::format("found {} of version {}, sequence {}, origin {}, in {}\n",
+                          static_cast<int>(one.meta.kind), one.meta.version, one.meta.sequence,
+                          one.meta.origin, one.place.segment);
+    }
+    return text;
   }
 
   void Verify() {
@@ -125,8 +145,13 @@ class CrashTest : public StoreTest {
         continue;
       }
       EXPECT_TRUE(may_be_present) << "came back " << number;
-      if (number % 2 == 1) {
-        EXPECT_GT(found->meta.version, last_durable) << "old version";
+      // Who is removed by a tombstone that waits for room may come back, and not as the last
+      // version.
+      const bool removing = std::any_of(
+          name.changes.begin() + static_cast<ptrdiff_t>(last_durable) + 1, name.changes.end(),
+          [](const struct Change& later) { return IsTombstone(later.meta.kind); });
+      if (number % 2 == 1 && !removing) {
+        EXPECT_GT(found->meta.version, last_durable) << "old version\n" << History(number);
       }
       const struct Change& durable = name.changes[last_durable];
       if (found->meta.version == durable.meta.version && !may_be_absent) {
