@@ -35,10 +35,6 @@
 
 namespace kvcfs::fs {
 
-// How the entries of segments name a namespace of the cluster.
-iouring::Uuid UuidOf(const meta::SpaceId& space);
-meta::SpaceId SpaceIdOf(const iouring::Uuid& uuid);
-
 struct CopyHolderOptions {
   std::chrono::milliseconds writeback_delay{500};
   std::chrono::milliseconds room_wait{1000};  // of Accept and Open, for releases and write-back
@@ -121,6 +117,10 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
 
   CopyHolder(const CopyHolderOptions& options, const CopyHolderParts& parts)
       : options_(options), parts_(parts) {}
+
+  // How the entries of segments name a namespace of the cluster.
+  static iouring::Uuid UuidOf(const meta::SpaceId& space);
+  static meta::SpaceId SpaceIdOf(const iouring::Uuid& uuid);
 
   Status Recover() KVC_EXCLUDES(mutex_);
   Result<uint64_t> NextGeneration() KVC_EXCLUDES(generation_mutex_);

@@ -63,7 +63,7 @@ CopyMetrics& CopyMetrics::Get() {
   return metrics;
 }
 
-iouring::Uuid UuidOf(const meta::SpaceId& space) {
+iouring::Uuid CopyHolder::UuidOf(const meta::SpaceId& space) {
   iouring::Uuid uuid{};
   for (size_t i = 0; i < 8; ++i) {
     uuid[i] = static_cast<uint8_t>(space.high >> (56 - 8 * i));
@@ -72,7 +72,7 @@ iouring::Uuid UuidOf(const meta::SpaceId& space) {
   return uuid;
 }
 
-meta::SpaceId SpaceIdOf(const iouring::Uuid& uuid) {
+meta::SpaceId CopyHolder::SpaceIdOf(const iouring::Uuid& uuid) {
   meta::SpaceId space;
   for (size_t i = 0; i < 8; ++i) {
     space.high = space.high << 8 | uuid[i];
