@@ -599,6 +599,14 @@ FuseSession::~FuseSession() {
   if (door_ != nullptr && door_->session != nullptr) fuse_session_destroy(door_->session);
 }
 
+bool FuseSession::BuiltWithPassthrough() {
+#ifdef KVCFS_FUSE_CLASSIC_ONLY
+  return false;
+#else
+  return true;
+#endif
+}
+
 void FuseSession::ProbePassthrough() {
   const Fd file(::open(options_.probe_directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
   const Result<uint32_t> id =

@@ -51,6 +51,7 @@ class FuseSession final : public BackingOpener, public Notifier {
   // Does the INIT handshake: after it, enabled() and reason() are known. kCancelled: unmounted.
   static Result<std::unique_ptr<FuseSession>> Create(const FuseSessionOptions& options);
   ~FuseSession() override;
+  static bool BuiltWithPassthrough();  // libfuse has it
 
   // Serves until the mount is gone. Not more than once.
   void Serve(Filesystem& filesystem);

@@ -28,6 +28,7 @@ void AddDropVerb(CLI::App& app, int& exit_code);
 void AddReplayVerb(CLI::App& app, int& exit_code);
 void AddTraceVerb(CLI::App& app, int& exit_code);
 void AddFsckVerb(CLI::App& app, int& exit_code);
+void AddDoctorVerb(CLI::App& app, int& exit_code);
 void AddVersionVerb(CLI::App& app, int& exit_code);
 
 // "kvcfs lookup: TEXT" on stderr.

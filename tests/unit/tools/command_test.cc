@@ -2,6 +2,8 @@
 #include <array>
 #include <cstdio>
 #include <fstream>
+#include <set>
+#include <string>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
@@ -33,7 +35,7 @@ TEST(Command, EveryVerbTeachesByExample) {
   const Outcome top = Kvcfs("--help");
   EXPECT_EQ(top.exit_code, 0);
   for (const char* verb : {"lookup", "stat", "top", "drop", "replay", "trace", "trace synth",
-                           "trace info", "version"}) {
+                           "trace info", "doctor", "version"}) {
     const Outcome help = Kvcfs(std::string(verb) + " --help");
     EXPECT_EQ(help.exit_code, 0) << verb;
     const size_t example = help.out.find("\nExample:");
@@ -57,6 +59,8 @@ TEST(Command, MisuseIsTwoAndNamesTheThing) {
       {"lookup /tmp short", "'short' is not a key"},
       {"lookup /tmp", "no keys given"},
       {"lookup /tmp --bogus", "--bogus"},
+      {"doctor --data /proc/version", "no directory"},
+      {"doctor --dram lots", "--dram"},
       {"drop /tmp NOTAKEY", "'NOTAKEY' is not a key"},
       {"stat /proc", "/proc is not in a mounted kvcfs"},
       {"top /proc --once", "/proc is not in a mounted kvcfs"},
@@ -102,6 +106,30 @@ TEST(Command, Json) {
   const std::string text = Kvcfs("trace synth --requests 50 --seed 3").out;
   std::ifstream file(path);
   EXPECT_EQ(text, std::string(std::istreambuf_iterator<char>(file), {}));
+}
+
+// On this host, whatever is found here: unit/tools/doctor_test knows hosts with every fault.
+TEST(Command, DoctorLooksAtThisHost) {
+  const Outcome json = Kvcfs("doctor --json --dram 64MiB --data " + testing::TempDir());
+  const auto answer = nlohmann::json::parse(json.out);
+  bool fails = false;
+  std::set<std::string> checks;
+  for (const auto& one : answer.at("findings")) {
+    checks.insert(one.at("check"));
+    fails = fails || one.at("state") == "fail";
+    EXPECT_NE(one.at("found"), "") << one;
+    EXPECT_EQ(one.at("change") == "", one.at("state") == "ok") << one;
+  }
+  EXPECT_EQ(answer.at("ok"), !fails);
+  EXPECT_EQ(json.exit_code, fails ? 1 : 0) << json.out;
+  for (const char* check : {"kernel", "io_uring", "memory", "direct_io", "free_space"}) {
+    EXPECT_EQ(checks.count(check), 1u) << check;
+  }
+  // No host has that much memory.
+  const Outcome text = Kvcfs("doctor --dram 1024TiB --data " + testing::TempDir());
+  EXPECT_EQ(text.exit_code, 1);
+  EXPECT_NE(text.out.find("\nfail  memory "), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("change:   --dram "), std::string::npos) << text.out;
 }
 
 TEST(Command, KeysFromFileAndStandardInput) {
