@@ -11,6 +11,7 @@ if(TARGET kvcfs)
 endif()
 
 foreach(test
+    deployment_test
     engine_lmcache_test
     engine_pool_test
     engine_pressure_test
