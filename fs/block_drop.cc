@@ -29,11 +29,13 @@ void BlockStore::RemoveLeaf(BlockRef ref, Counter& why) {
   const Status removed = index_.RemoveLeaf(ref);
   KVC_CHECK(removed.ok());
   leases_.Drop(BlockHash62(ns, key));
+  told_.erase(BlockHash62(ns, key));
   if (const auto other = other_inos_.find(BlockHash62(ns, key)); other != other_inos_.end()) {
     other_ino_hashes_.erase(other->second);
     other_inos_.erase(other);
   }
-  if (const auto found = space_bytes_.find(ns); found != space_bytes_.end()) {
+  const bool here = state.slot != 0 || state.segment != 0;
+  if (const auto found = space_bytes_.find(ns); here && found != space_bytes_.end()) {
     found->second -= std::min<uint64_t>(found->second, state.length);
   }
   if (state.segment != 0 && parts_.segments != nullptr) {
@@ -66,7 +68,8 @@ uint64_t BlockStore::DropTree(BlockRef ref, Counter& why, bool tombstone) {
   if (tombstone) AppendTombstone(ns, key);
   for (const BlockRef each : all) RemoveLeaf(each, why);
   // Capacity takes only what is not leased, so no name of it is cached by the kernel any more.
-  if (&why == &BlockMetrics::Get().dropped || &why == &BlockMetrics::Get().damaged) {
+  const BlockMetrics& metrics = BlockMetrics::Get();
+  if (&why == &metrics.dropped || &why == &metrics.damaged || &why == &metrics.gone) {
     parts_.notifier->BumpEpoch();
   }
   return all.size();
@@ -87,8 +90,14 @@ void BlockStore::AppendTombstone(NamespaceId ns, const BlockKey& key) {
 FsStatus BlockStore::Drop(NamespaceId ns, const BlockKey& key, uint64_t* dropped) {
   MutexLock lock(mutex_);
   if (!pending_.empty()) AwaitPublication(ns, key, lock);
+  if (parts_.cluster != nullptr) {
+    const FsStatus done = DropInCluster(ns, key, lock);
+    if (dropped != nullptr)
+      *dropped = done ? 1 : 0;  // others may have been dropped that we never saw
+    if (!done) return done;
+  }
   const std::optional<BlockRef> ref = index_.Find(ns, key);
-  if (!ref) return Fail(ENOENT);
+  if (!ref) return parts_.cluster != nullptr ? FsStatus{} : Fail(ENOENT);
   const uint64_t count = DropTree(*ref, BlockMetrics::Get().dropped, true);
   if (dropped != nullptr) *dropped = count;
   return {};
@@ -110,7 +119,13 @@ void BlockStore::RememberGhosts(const std::vector<BlockRef>& refs) {
 FsStatus BlockStore::UnlinkFromChain(NamespaceId ns, const BlockKey& tip, uint32_t ordinal,
                                      const BlockKey& key) {
   MutexLock lock(mutex_);
-  const std::optional<BlockRef> ref = index_.Find(ns, key);
+  if (parts_.cluster != nullptr) {
+    if (Confirm(ns, key, lock)) {
+      const FsStatus own = IsOwnTail(ns, tip, ordinal, lock);
+      if (!own) return own;
+    }
+  }
+  std::optional<BlockRef> ref = index_.Find(ns, key);
   if (!ref) {
     // It went with an earlier unlink of its chain.
     return ghosts_.contains(BlockHash62(ns, key)) ? FsStatus{} : Fail(ENOENT);
@@ -119,39 +134,60 @@ FsStatus BlockStore::UnlinkFromChain(NamespaceId ns, const BlockKey& tip, uint32
   if (!tip_ref) return Fail(ENOENT);
   const std::vector<BlockRef> chain = index_.Chain(*tip_ref);
   if (ordinal >= chain.size() || !(chain[ordinal] == *ref)) return Fail(ENOENT);
-  for (size_t at = ordinal; at < chain.size(); ++at) {
-    const uint32_t own = at + 1 < chain.size() ? 1 : 0;
-    if (index_.child_count(chain[at]) > own) return Fail(EBUSY);  // another chain shares it
+  if (parts_.cluster == nullptr) {
+    for (size_t at = ordinal; at < chain.size(); ++at) {
+      const uint32_t own = at + 1 < chain.size() ? 1 : 0;
+      if (index_.child_count(chain[at]) > own) return Fail(EBUSY);  // another chain shares it
+    }
   }
   RememberGhosts(index_.Subtree(*ref));
-  DropTree(*ref, BlockMetrics::Get().dropped, true);
+  if (parts_.cluster != nullptr) {
+    const FsStatus done = DropInCluster(ns, key, lock);
+    if (!done && done.error().value != ENOENT) return done;
+    ref = index_.Find(ns, key);
+  }
+  if (ref) DropTree(*ref, BlockMetrics::Get().dropped, true);
   return {};
 }
 
 FsStatus BlockStore::RemoveTip(NamespaceId ns, const BlockKey& tip) {
   MutexLock lock(mutex_);
-  const std::optional<BlockRef> ref = index_.Find(ns, tip);
+  std::optional<BlockRef> ref =
+      parts_.cluster != nullptr ? Confirm(ns, tip, lock) : index_.Find(ns, tip);
   if (!ref) {
     const bool ghost = ghosts_.erase(BlockHash62(ns, tip)) > 0;
     return ghost ? FsStatus{} : Fail(ENOENT);
   }
-  if (index_.child_count(*ref) > 0) return Fail(ENOTEMPTY);
+  if (parts_.cluster != nullptr) {
+    const FsStatus own = IsOwnTail(ns, tip, index_.ordinal(*ref), lock);
+    if (!own) return own.error().value == EBUSY ? Fail(ENOTEMPTY) : own;
+    const FsStatus done = DropInCluster(ns, tip, lock);
+    if (!done) return done;
+    ref = index_.Find(ns, tip);
+    if (!ref) return {};
+  } else if (index_.child_count(*ref) > 0) {
+    return Fail(ENOTEMPTY);
+  }
   DropTree(*ref, BlockMetrics::Get().dropped, true);
   return {};
 }
 
-uint64_t BlockStore::DropNamespace(NamespaceId ns) {
+uint64_t BlockStore::DropRoots(NamespaceId ns, Counter& why, bool tombstone) {
   uint64_t dropped = 0;
-  MutexLock lock(mutex_);
   std::vector<BlockRef> roots;
   index_.ListBlocks(ns, 0, [&](BlockRef ref, uint64_t) KVC_NO_ANALYSIS {
     if (index_.ordinal(ref) == 0) roots.push_back(ref);
     return true;
   });
-  for (const BlockRef root : roots) {
-    dropped += DropTree(root, BlockMetrics::Get().dropped, true);
-  }
+  for (const BlockRef root : roots) dropped += DropTree(root, why, tombstone);
   return dropped;
+}
+
+uint64_t BlockStore::DropNamespace(NamespaceId ns) {
+  const uint64_t there = parts_.cluster != nullptr ? DropLeavesOf(ns) : 0;
+  MutexLock lock(mutex_);
+  const uint64_t here = DropRoots(ns, BlockMetrics::Get().dropped, true);
+  return std::max(here, there);
 }
 
 bool BlockStore::IsGhost(NamespaceId ns, const BlockKey& key) {

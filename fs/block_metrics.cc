@@ -18,12 +18,16 @@ BlockMetrics& BlockMetrics::Get() {
       .too_long = all.AddCounter(kOutcome, kOutcomeHelp, {{"outcome", "too_long"}}),
       .empty = all.AddCounter(kOutcome, kOutcomeHelp, {{"outcome", "empty"}}),
       .collision = all.AddCounter(kOutcome, kOutcomeHelp, {{"outcome", "hash_collision"}}),
+      .unpublished = all.AddCounter(kOutcome, kOutcomeHelp, {{"outcome", "cluster_away"}}),
       .evicted_dram = all.AddCounter(kGone, kGoneHelp, {{"reason", "dram_capacity"}}),
       .evicted_capacity = all.AddCounter(kGone, kGoneHelp, {{"reason", "cache_capacity"}}),
       .dropped = all.AddCounter(kGone, kGoneHelp, {{"reason", "dropped"}}),
       .damaged = all.AddCounter(kGone, kGoneHelp, {{"reason", "damaged"}}),
+      .gone = all.AddCounter(kGone, kGoneHelp, {{"reason", "gone_from_cluster"}}),
+      .forgotten = all.AddCounter(kGone, kGoneHelp, {{"reason", "forgotten"}}),
       .opens_dram = all.AddCounter(kOpens, kOpensHelp, {{"source", "dram"}}),
       .opens_nvme = all.AddCounter(kOpens, kOpensHelp, {{"source", "nvme"}}),
+      .opens_peer = all.AddCounter(kOpens, kOpensHelp, {{"source", "peer"}}),
       .opens_missed = all.AddCounter(kOpens, kOpensHelp, {{"source", "none"}}),
       .match_calls = all.AddCounter("kvcfs_fs_match_calls_total", "Longest-prefix questions."),
       .match_blocks_asked =
@@ -34,6 +38,8 @@ BlockMetrics& BlockMetrics::Get() {
           all.AddCounter("kvcfs_fs_written_back_bytes_total", "Block bytes written to NVMe."),
       .fetched_bytes =
           all.AddCounter("kvcfs_fs_fetched_bytes_total", "Block bytes read from NVMe into slots."),
+      .peer_bytes =
+          all.AddCounter("kvcfs_fs_peer_bytes_total", "Block bytes read from other nodes."),
       .prefetched_blocks = all.AddCounter("kvcfs_fs_prefetched_blocks_total",
                                           "Blocks fetched before anyone opened them."),
   };

@@ -15,18 +15,23 @@ struct BlockMetrics {
   Counter& too_long;
   Counter& empty;
   Counter& collision;
+  Counter& unpublished;
   Counter& evicted_dram;
   Counter& evicted_capacity;
   Counter& dropped;
   Counter& damaged;
+  Counter& gone;
+  Counter& forgotten;
   Counter& opens_dram;
   Counter& opens_nvme;
+  Counter& opens_peer;
   Counter& opens_missed;
   Counter& match_calls;
   Counter& match_blocks_asked;
   Counter& match_blocks_hit;
   Counter& written_back_bytes;
   Counter& fetched_bytes;
+  Counter& peer_bytes;
   Counter& prefetched_blocks;
 };
 

@@ -38,23 +38,33 @@ FsResult<OpenReply> BlockStore::Open(const Caller& caller, Ino ino, int flags) {
   if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_TRUNC) != 0) return Fail(EEXIST);
   BlockMetrics& metrics = BlockMetrics::Get();
   bool fetched = false;
+  Uses uses;
   // A block that was fetched may be evicted before we open it; then fetch again.
   for (int attempt = 0; attempt < 8; ++attempt) {
     NamespaceId ns = 0;
     BlockKey key;
+    bool on_nvme = false;
     {
       MutexLock lock(mutex_);
       const std::optional<BlockRef> ref = RefOf(ino);
       // Found under a name that leads elsewhere by now: the kernel looks it up again.
       if (!ref && doomed_readers_.contains(ino)) return Fail(ESTALE);
+      // Nor does this host remember all blocks of a cluster.
+      if (!ref && parts_.cluster != nullptr && attempt == 0) return Fail(ESTALE);
       if (!ref) break;
       const BlockState state = index_.state(*ref);
       if (state.slot != 0) {
         index_.Touch(*ref, NowSeconds(), true);
         parts_.resident->Touch(state.slot);
         if (!fetched) metrics.opens_dram.Add();
-        return OpenResident(state.slot);
+        if (parts_.cluster != nullptr && !fetched) NoteUse(*ref, &uses);
+        const FsResult<OpenReply> open = OpenResident(state.slot);
+        lock.native().unlock();
+        if (!uses.empty()) TellUses(uses);
+        return open;
       }
+      on_nvme = state.segment != 0;
+      if (parts_.cluster != nullptr && on_nvme) NoteUse(*ref, &uses);
       ns = index_.namespace_of(*ref);
       key = index_.key(*ref);
       if (options_.prefetch_blocks > 0 && attempt == 0) PrefetchBehind(*ref);
@@ -62,7 +72,7 @@ FsResult<OpenReply> BlockStore::Open(const Caller& caller, Ino ino, int flags) {
     fetched = true;
     AboutToBlock();
     if (!FetchBlock(ns, key).ok()) break;
-    metrics.opens_nvme.Add();
+    (on_nvme ? metrics.opens_nvme : metrics.opens_peer).Add();
   }
   metrics.opens_missed.Add();
   return Fail(ENOENT);
@@ -174,7 +184,8 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
     published_.notify_all();
   };
   const Result<SlotId> slot = parts_.resident->CreateSlot(meta.length, options_.room_wait);
-  if (!slot.ok() || parts_.segments == nullptr || !place.valid()) {
+  const bool on_nvme = parts_.segments != nullptr && place.valid();
+  if (!slot.ok() || (!on_nvme && parts_.cluster == nullptr)) {
     if (slot.ok()) parts_.slots->Free(*slot);
     MutexLock lock(mutex_);
     end_fetch();
@@ -182,6 +193,8 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
   }
 
   Status status;
+  bool from_peer = false;
+  uint32_t crc = 0;  // with a cluster
   {
     const Result<Fd> file = parts_.slots->OpenFile(*slot, O_RDWR);
     if (!file.ok()) {
@@ -195,7 +208,7 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
       if (mapped == MAP_FAILED) {
         status = ErrnoError(errno, "map slot");
       } else {
-        for (int attempt = 0; attempt < 3; ++attempt) {
+        for (int attempt = 0; on_nvme && attempt < 3; ++attempt) {
           status = parts_.segments->Read(place, meta, {static_cast<std::byte*>(mapped), bytes});
           if (status.ok()) break;
           // Reclaim may have moved it meanwhile.
@@ -205,6 +218,12 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
           const BlockState state = index_.state(*ref);
           if (state.segment == place.segment && state.offset_4k == place.offset_4k) break;
           place = {state.segment, state.offset_4k, state.sequence};
+        }
+        const std::span into(static_cast<std::byte*>(mapped), meta.length);
+        if (parts_.cluster != nullptr &&
+            !(on_nvme && status.ok() && IsAsTold(ns, key, into, &crc))) {
+          status = ReadFromPeers(ns, key, into, &crc);
+          from_peer = true;
         }
         ::munmap(mapped, bytes);
       }
@@ -216,7 +235,13 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
   BlockMetrics& metrics = BlockMetrics::Get();
   if (!status.ok() || !ref) {
     parts_.slots->Free(*slot);
-    if (ref && !status.ok()) {
+    if (parts_.cluster != nullptr) {
+      fetching_.erase(hash);
+      if (status.code() == Code::kNotFound) Forget(ns, key);
+      if (const auto told = told_.find(hash); told != told_.end()) {
+        told->second.valid_until = told->second.leased_until = {};
+      }
+    } else if (ref && !status.ok()) {
       KVC_LOG(Error, "a block is damaged on NVMe; it and what extends it are gone",
               "namespace={} key={} segment={} offset={} error={}",
               space ? LogValue(space->name) : "?", key.ToHex(), place.segment,
@@ -228,7 +253,16 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
     return status.ok() ? Status(Error{Code::kNotFound, "dropped meanwhile"}) : status;
   }
   SlotRecord& record = parts_.slots->record(*slot);
+  if (from_peer) DropSegmentCopy(*ref);
   BlockState state = index_.state(*ref);
+  const auto told = told_.find(hash);
+  const bool replaced =
+      state.length != meta.length || (told != told_.end() && told->second.crc32c != crc);
+  if (state.slot != 0 || replaced) {  // written here meanwhile, or dropped and written anew
+    parts_.slots->Free(*slot);
+    end_fetch();
+    return state.slot != 0 ? Status() : Error{Code::kStale, "replaced meanwhile"};
+  }
   const BlockView view = ViewOf(*ref);
   record.ino = view.block_ino();
   record.namespace_id = ns;
@@ -238,6 +272,7 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
   record.length = meta.length;
   record.mtime_nanos = view.mtime_nanos;
   record.place = {state.segment, state.offset_4k, state.sequence};
+  record.crc32c = crc;
   record.flags = 0;
   KVC_CRASH_POINT("fetch.before_state");
   record.state.store(SlotState::kBlock, std::memory_order_release);
@@ -245,7 +280,11 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
   index_.SetState(*ref, state);
   ++resident_blocks_;
   parts_.resident->Add(*slot, this);
-  metrics.fetched_bytes.Add(static_cast<double>(meta.length));
+  if (from_peer) {
+    KeepFromPeer(*slot);
+  } else {
+    metrics.fetched_bytes.Add(static_cast<double>(meta.length));
+  }
   end_fetch();
   return {};
 }

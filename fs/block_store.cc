@@ -28,6 +28,8 @@ const char* TierName(Tier tier) {
       return "dram";
     case Tier::kNvme:
       return "nvme";
+    case Tier::kPeer:
+      return "peer";
     case Tier::kNone:
       break;
   }
@@ -57,7 +59,9 @@ BlockStore::~BlockStore() {
 
 void BlockStore::Start() {
   threads_.emplace_back([this] { RunWriteBack(); });
-  threads_.emplace_back([this] { RunPrefetch(); });
+  // Of peers, some blocks are on their way at once.
+  const int prefetchers = parts_.cluster != nullptr ? 4 : 1;
+  for (int i = 0; i < prefetchers; ++i) threads_.emplace_back([this] { RunPrefetch(); });
   threads_.emplace_back([this] { RunRecords(); });
 }
 
@@ -90,14 +94,18 @@ BlockView BlockStore::ViewOf(BlockRef ref) {
   view.parent = index_.parent_key(ref);
   view.ordinal = index_.ordinal(ref);
   view.length = state.length;
-  view.tier = state.slot != 0 ? Tier::kDram : Tier::kNvme;
+  view.tier = state.slot != 0 ? Tier::kDram : state.segment != 0 ? Tier::kNvme : Tier::kPeer;
   view.hits = state.hits;
   view.mtime_nanos = int64_t{state.mtime_s} * 1'000'000'000;
   view.atime_nanos = int64_t{std::max(state.last_use_s, state.mtime_s)} * 1'000'000'000;
   view.leaf = index_.child_count(ref) == 0;
-  const milliseconds now = parts_.clock->Monotonic();
-  const milliseconds until = leases_.Until(BlockHash62(view.ns, view.key)) - options_.lease_hold;
-  if (until > now) view.lease_ms = static_cast<uint32_t>((until - now).count());
+  if (parts_.cluster != nullptr) {
+    view.lease_ms = PromiseOf(BlockHash62(view.ns, view.key));
+  } else {
+    const milliseconds now = parts_.clock->Monotonic();
+    const milliseconds until = leases_.Until(BlockHash62(view.ns, view.key)) - options_.lease_hold;
+    if (until > now) view.lease_ms = static_cast<uint32_t>((until - now).count());
+  }
   if (!other_inos_.empty()) {
     const auto other = other_inos_.find(BlockHash62(view.ns, view.key));
     if (other != other_inos_.end()) view.other_ino = other->second;
@@ -132,6 +140,7 @@ void BlockStore::GiveOtherIno(uint64_t hash) {
 uint32_t BlockStore::Grant(BlockRef ref) {
   const milliseconds now = parts_.clock->Monotonic();
   const uint64_t hash = BlockHash62(index_.namespace_of(ref), index_.key(ref));
+  if (parts_.cluster != nullptr) return PromiseOf(hash);
   const milliseconds held = leases_.Grant(hash, index_.state(ref).length, now,
                                           now + options_.lease + options_.lease_hold);
   const milliseconds promised = held - options_.lease_hold - now;
@@ -190,6 +199,7 @@ std::optional<BlockView> BlockStore::Find(NamespaceId ns, const BlockKey& key, U
     AwaitPublication(ns, key, lock);
     ref = index_.Find(ns, key);
   }
+  if (parts_.cluster != nullptr && use == Use::kLease) ref = Confirm(ns, key, lock);
   if (!ref) return std::nullopt;
   return UseOf(*ref, use);
 }
@@ -206,7 +216,10 @@ BlockView BlockStore::UseOf(BlockRef ref, Use use) {
 
 std::optional<BlockView> BlockStore::FindIno(Ino ino, Use use) {
   MutexLock lock(mutex_);
-  const std::optional<BlockRef> ref = RefOf(ino);
+  std::optional<BlockRef> ref = RefOf(ino);
+  if (parts_.cluster != nullptr && use == Use::kLease && ref) {
+    ref = Confirm(index_.namespace_of(*ref), index_.key(*ref), lock);
+  }
   if (!ref) return std::nullopt;
   return UseOf(*ref, use);
 }
@@ -231,7 +244,8 @@ std::optional<BlockView> BlockStore::FindDropped(Ino ino) {
 std::optional<BlockView> BlockStore::InChain(NamespaceId ns, const BlockKey& tip, uint32_t ordinal,
                                              Use use) {
   MutexLock lock(mutex_);
-  const std::optional<BlockRef> tip_ref = index_.Find(ns, tip);
+  const bool ask = parts_.cluster != nullptr && use == Use::kLease;
+  const std::optional<BlockRef> tip_ref = ask ? Confirm(ns, tip, lock) : index_.Find(ns, tip);
   if (!tip_ref || ordinal > index_.ordinal(*tip_ref)) return std::nullopt;
   return UseOf(index_.Chain(*tip_ref)[ordinal], use);
 }
@@ -247,12 +261,18 @@ void BlockStore::ListChain(NamespaceId ns, const BlockKey& tip, uint64_t from_or
   }
 }
 
-void BlockStore::ListLeaves(NamespaceId ns, uint64_t cookie, const Visit& visit) {
-  MutexLock lock(mutex_);
-  if (cookie == 0) AwaitPublications(ns, lock);
-  index_.ListLeaves(ns, cookie, [&](BlockRef ref, uint64_t next) KVC_NO_ANALYSIS {
-    return visit(ViewOf(ref), next);
-  });
+FsStatus BlockStore::ListLeaves(NamespaceId ns, uint64_t cookie, const Visit& visit) {
+  {
+    MutexLock lock(mutex_);
+    if (cookie == 0) AwaitPublications(ns, lock);
+    if (parts_.cluster == nullptr) {
+      index_.ListLeaves(ns, cookie, [&](BlockRef ref, uint64_t next) KVC_NO_ANALYSIS {
+        return visit(ViewOf(ref), next);
+      });
+      return {};
+    }
+  }
+  return ListClusterLeaves(ns, cookie, visit);
 }
 
 void BlockStore::ListBlocks(NamespaceId ns, uint64_t cookie, const Visit& visit) {
@@ -264,9 +284,14 @@ void BlockStore::ListBlocks(NamespaceId ns, uint64_t cookie, const Visit& visit)
 }
 
 bool BlockStore::NamespaceIsEmpty(NamespaceId ns) {
+  if (parts_.cluster != nullptr) {
+    uint32_t shard = 0;
+    const auto leaf = AnyLeaf(ns, &shard);
+    if (!leaf.ok() || leaf->has_value()) return false;
+  }
   MutexLock lock(mutex_);
   AwaitPublications(ns, lock);
-  if (index_.block_count(ns) > 0) return false;
+  if (parts_.cluster == nullptr && index_.block_count(ns) > 0) return false;
   for (const auto& [hash, slots] : pending_) {
     for (const SlotId slot : slots) {
       if (parts_.slots->record(slot).namespace_id == ns) return false;
@@ -292,6 +317,7 @@ MatchAnswer BlockStore::Match(NamespaceId ns, std::span<const BlockKey> keys, ui
   if (keys.empty()) return answer;
   BlockMetrics& metrics = BlockMetrics::Get();
   std::vector<BlockRef> refs(keys.size());
+  Uses uses;
   MutexLock lock(mutex_);
   size_t count = index_.Match(ns, keys, refs.data());
   // A writer that has flushed the next block may be about to publish it.
@@ -303,6 +329,11 @@ MatchAnswer BlockStore::Match(NamespaceId ns, std::span<const BlockKey> keys, ui
       break;
     }
     count = again;
+  }
+  if (parts_.cluster != nullptr) {
+    const bool lease = (flags & kMatchNoLease) == 0;
+    count = ConfirmPrefix(ns, keys, lease, refs.data(), count, lock);
+    for (size_t i = 0; i < count; ++i) NoteUse(refs[i], &uses);
   }
   metrics.match_calls.Add();
   metrics.match_blocks_asked.Add(static_cast<double>(keys.size()));
@@ -321,11 +352,13 @@ MatchAnswer BlockStore::Match(NamespaceId ns, std::span<const BlockKey> keys, ui
   }
   if ((flags & kMatchPrefetch) != 0) {
     for (const BlockView& block : answer.blocks) {
-      if (block.tier == Tier::kNvme) prefetch_.emplace_back(ns, block.key);
+      if (block.tier != Tier::kDram) prefetch_.emplace_back(ns, block.key);
     }
     prefetch_changed_.notify_all();
   }
   answer.lease_ms = count == 0 || lease_ms == UINT32_MAX ? 0 : lease_ms;
+  lock.native().unlock();
+  if (!uses.empty()) TellUses(uses);
   return answer;
 }
 

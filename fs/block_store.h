@@ -32,12 +32,13 @@
 #include "iouring/segment_store.h"
 #include "iouring/slot_tier.h"
 #include "meta/chain_index.h"
+#include "meta/cluster.h"
 #include "meta/lease_table.h"
 #include "meta/meta_store.h"
 
 namespace kvcfs::fs {
 
-enum class Tier : uint8_t { kNone = 0, kDram = 1, kNvme = 2 };
+enum class Tier : uint8_t { kNone = 0, kDram = 1, kNvme = 2, kPeer = 3 };
 const char* TierName(Tier tier);
 
 // A cached block, as seen at one moment.
@@ -72,7 +73,8 @@ struct BlockStoreOptions {
   std::chrono::milliseconds room_wait{5000};     // for write-back when the tier is full
   uint64_t lease_bytes_max = 0;                  // half of the cache
   uint32_t prefetch_blocks = 4;
-  bool resumed = false;  // the kernel still has our files open
+  bool resumed = false;                  // the kernel still has our files open
+  uint64_t told_blocks_max = 1'000'000;  // of a cluster, that are remembered (about 250 B each)
 };
 
 struct BlockStoreParts {
@@ -84,6 +86,8 @@ struct BlockStoreParts {
   BackingOpener* backing = nullptr;
   Notifier* notifier = nullptr;
   const Clock* clock = nullptr;
+  // Whose blocks these are; the tiers here are then a cache of them. Null: all blocks are here.
+  meta::Cluster* cluster = nullptr;
 };
 
 struct BlockStoreStats {
@@ -122,7 +126,7 @@ class BlockStore : public SlotOwner {
   using Visit = std::function<bool(const BlockView&, uint64_t next_cookie)>;
   void ListChain(meta::NamespaceId ns, const BlockKey& tip, uint64_t from_ordinal,
                  const Visit& visit);
-  void ListLeaves(meta::NamespaceId ns, uint64_t cookie, const Visit& visit);
+  FsStatus ListLeaves(meta::NamespaceId ns, uint64_t cookie, const Visit& visit);
   void ListBlocks(meta::NamespaceId ns, uint64_t cookie, const Visit& visit);
   bool NamespaceIsEmpty(meta::NamespaceId ns);  // no block, and nobody writes one
   uint64_t BlockCount(meta::NamespaceId ns);
@@ -165,6 +169,8 @@ class BlockStore : public SlotOwner {
                            const BlockKey& key);
   FsStatus RemoveTip(meta::NamespaceId ns, const BlockKey& tip);
   uint64_t DropNamespace(meta::NamespaceId ns);
+  // The cluster has this namespace no longer.
+  void ForgetNamespace(meta::NamespaceId ns);
   // A tip or an entry that an unlink in its own chain has just taken along: may still be removed.
   bool IsGhost(meta::NamespaceId ns, const BlockKey& key);
   std::optional<std::pair<meta::NamespaceId, BlockKey>> GhostOf(Ino chain_ino);
@@ -184,6 +190,20 @@ class BlockStore : public SlotOwner {
 
  private:
   using SlotId = iouring::SlotId;
+
+  // What the cluster said of a block last (block_cluster.cc).
+  struct Told {
+    uint32_t crc32c = 0;
+    std::vector<meta::Place> places;            // empty: to be asked for
+    std::chrono::milliseconds valid_until{0};   // it may be answered without asking again
+    std::chrono::milliseconds leased_until{0};  // its promise
+  };
+  // Of a block that is being written.
+  struct SlotFacts {
+    meta::BlockFacts facts;
+    bool published = false;  // by an fsync before close: with these facts
+  };
+  using Uses = std::vector<std::pair<meta::BlockId, meta::NodeId>>;
 
   BlockView ViewOf(meta::BlockRef ref) KVC_REQUIRES(mutex_);
   std::optional<meta::BlockRef> RefOf(Ino ino) KVC_REQUIRES(mutex_);
@@ -221,6 +241,7 @@ class BlockStore : public SlotOwner {
   // Removes one leaf everywhere. The slot goes at once, or with its last reader.
   void RemoveLeaf(meta::BlockRef ref, Counter& why) KVC_REQUIRES(mutex_);
   uint64_t DropTree(meta::BlockRef ref, Counter& why, bool tombstone) KVC_REQUIRES(mutex_);
+  uint64_t DropRoots(meta::NamespaceId ns, Counter& why, bool tombstone) KVC_REQUIRES(mutex_);
   void AppendTombstone(meta::NamespaceId ns, const BlockKey& key) KVC_REQUIRES(mutex_);
   void RememberGhosts(const std::vector<meta::BlockRef>& refs) KVC_REQUIRES(mutex_);
 
@@ -230,6 +251,59 @@ class BlockStore : public SlotOwner {
   // Brings a block into a slot. Waits for another fetch of the same block.
   Status FetchBlock(meta::NamespaceId ns, const BlockKey& key);
   void PrefetchBehind(meta::BlockRef ref) KVC_REQUIRES(mutex_);
+
+  // With a cluster. What asks it lets the lock go meanwhile, and every BlockRef is stale after it.
+  std::optional<meta::BlockId> IdOf(meta::NamespaceId ns, const BlockKey& key) const;
+  bool IsValid(meta::BlockRef ref) KVC_REQUIRES(mutex_);
+  uint32_t PromiseOf(uint64_t hash) KVC_REQUIRES(mutex_);  // in ms, from now on
+  // Takes up what the cluster says of a block whose parent is in the index.
+  std::optional<meta::BlockRef> Take(meta::NamespaceId ns, const BlockKey& parent,
+                                     const meta::FoundBlock& block,
+                                     std::chrono::milliseconds leased_until) KVC_REQUIRES(mutex_);
+  void TakeChain(meta::NamespaceId ns, std::span<const meta::FoundBlock> chain,
+                 std::chrono::milliseconds leased_until) KVC_REQUIRES(mutex_);
+  // It is not cached any more, nor what extends it.
+  void Forget(meta::NamespaceId ns, const BlockKey& key) KVC_REQUIRES(mutex_);
+  void TrimTold() KVC_REQUIRES(mutex_);
+  // The block, if the cluster has it: asked where what is known here is too old.
+  std::optional<meta::BlockRef> Confirm(meta::NamespaceId ns, const BlockKey& key, MutexLock& lock)
+      KVC_REQUIRES(mutex_);
+  // How many leading keys the cluster has: of the `count` that are in the index at `refs`, and
+  // more.
+  size_t ConfirmPrefix(meta::NamespaceId ns, std::span<const BlockKey> keys, bool lease,
+                       meta::BlockRef* refs, size_t count, MutexLock& lock) KVC_REQUIRES(mutex_);
+  void NoteUse(meta::BlockRef ref, Uses* uses) KVC_REQUIRES(mutex_);
+  void TellUses(const Uses& uses);
+  // Before a block is written: EEXIST, ENOENT, or its ordinal.
+  FsResult<uint32_t> AskToCreate(meta::NamespaceId ns, const std::optional<BlockKey>& parent,
+                                 const BlockKey& key, std::optional<SlotFacts>* facts,
+                                 MutexLock& lock) KVC_REQUIRES(mutex_);
+  // A closed, or flushed, block goes to its holders. kCancelled: it is not to be published.
+  Code PublishToCluster(SlotId slot, const Fd& file, uint64_t length, uint32_t* crc);
+  FsStatus FlushToCluster(Ino ino, uint64_t length, MutexLock& lock) KVC_REQUIRES(mutex_);
+  void NotePublished(meta::BlockRef ref, uint32_t crc) KVC_REQUIRES(mutex_);
+  Status ReadFromPeers(meta::NamespaceId ns, const BlockKey& key, std::span<std::byte> into,
+                       uint32_t* crc) KVC_EXCLUDES(mutex_);
+  // These bytes are of the version that the cluster has, as far as that was heard.
+  bool IsAsTold(meta::NamespaceId ns, const BlockKey& key, std::span<const std::byte> bytes,
+                uint32_t* crc) KVC_EXCLUDES(mutex_);
+  // A slot with bytes of a peer counts, and goes to NVMe in its turn.
+  void KeepFromPeer(SlotId slot) KVC_REQUIRES(mutex_);
+  // The copy on NVMe is of no use.
+  void DropSegmentCopy(meta::BlockRef ref) KVC_REQUIRES(mutex_);
+  uint64_t ShedCopies(uint64_t bytes) KVC_REQUIRES(mutex_);
+  FsStatus DropInCluster(meta::NamespaceId ns, const BlockKey& key, MutexLock& lock)
+      KVC_REQUIRES(mutex_);
+  // From block `ordinal` of the chain on, no other chain has any of it. EBUSY; ENOENT.
+  FsStatus IsOwnTail(meta::NamespaceId ns, const BlockKey& tip, uint32_t ordinal, MutexLock& lock)
+      KVC_REQUIRES(mutex_);
+  FsStatus ListClusterLeaves(meta::NamespaceId ns, uint64_t cookie, const Visit& visit)
+      KVC_EXCLUDES(mutex_);
+  // Every chain of the namespace, in the cluster: how many, as far as it answers.
+  uint64_t DropLeavesOf(meta::NamespaceId ns) KVC_EXCLUDES(mutex_);
+  // Any leaf of the namespace in the cluster. Fails where not every shard answers.
+  Result<std::optional<BlockKey>> AnyLeaf(meta::NamespaceId ns, uint32_t* shard)
+      KVC_EXCLUDES(mutex_);
 
   // Write-back.
   void QueueWriteBack(SlotId slot, std::chrono::milliseconds delay) KVC_REQUIRES(mutex_);
@@ -262,6 +336,11 @@ class BlockStore : public SlotOwner {
   std::unordered_map<SlotId, std::pair<void*, size_t>> mappings_ KVC_GUARDED_BY(mutex_);
   std::unordered_map<SlotId, std::shared_ptr<Fd>> pending_files_ KVC_GUARDED_BY(mutex_);
   std::vector<SlotId> zombies_ KVC_GUARDED_BY(mutex_);  // released, but still mapped by someone
+  std::unordered_map<uint64_t, Told> told_ KVC_GUARDED_BY(mutex_);  // by hash62
+  size_t told_trimmed_ KVC_GUARDED_BY(mutex_) = 0;                  // how many stayed last time
+  // What the cluster said it has not, until when that may be believed: a lookup before a create.
+  std::unordered_map<uint64_t, std::chrono::milliseconds> absent_ KVC_GUARDED_BY(mutex_);
+  std::unordered_map<SlotId, SlotFacts> pending_facts_ KVC_GUARDED_BY(mutex_);
   struct Ghost {
     meta::NamespaceId ns;
     BlockKey key;

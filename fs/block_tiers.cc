@@ -387,7 +387,9 @@ bool BlockStore::TryEvict(SlotId slot) {
   const bool dirty = (record.flags & iouring::kSlotDirty) != 0;
   // Dirty with nowhere to go: then the cache itself is what must shrink, from the leaves.
   const bool nowhere = nvme_full_ || record.length > nvme_block_bytes_max_;
-  if (dirty && (!nowhere || index_.child_count(*ref) > 0 || IsHeld(*ref))) return false;
+  const bool elsewhere = parts_.cluster != nullptr;  // its homes have it, whatever goes here
+  if (dirty && !elsewhere && (!nowhere || index_.child_count(*ref) > 0 || IsHeld(*ref)))
+    return false;
   // Opens count in the record, but mappings outlive them: closing the backing id and asking for a
   // write lease finds both.
   const uint32_t backing_id = record.backing_id;
@@ -397,12 +399,14 @@ bool BlockStore::TryEvict(SlotId slot) {
     if (backing_id != 0 && record.readers > 0) record.backing_id = 0;
     return false;
   }
-  if (dirty) {
+  if (dirty && !elsewhere) {
     DropTree(*ref, BlockMetrics::Get().evicted_capacity, false);
     return true;
   }
   KVC_CRASH_POINT("evict.before_free");
   BlockState state = index_.state(*ref);
+  if (dirty) dirty_bytes_ -= state.length;
+  if (state.segment == 0) space_bytes_[record.namespace_id] -= state.length;
   state.slot = 0;
   index_.SetState(*ref, state);
   --resident_blocks_;
@@ -414,6 +418,7 @@ bool BlockStore::TryEvict(SlotId slot) {
 uint64_t BlockStore::Shed(uint64_t bytes) {
   uint64_t freed = 0;
   MutexLock lock(mutex_);
+  if (parts_.cluster != nullptr) return ShedCopies(bytes);
   index_.VisitColdestLeaves([&](BlockRef ref) KVC_NO_ANALYSIS {
     const BlockState state = index_.state(ref);
     if (state.segment != 0 && !IsHeld(ref)) {
@@ -504,6 +509,7 @@ void BlockStore::Lost(const EntryMeta& meta, const SegmentPlace& place) {
     QueueWriteBack(state.slot, milliseconds(0));
     return;
   }
+  if (parts_.cluster != nullptr) return DropSegmentCopy(*ref);
   KVC_LOG(Error, "a block is lost on NVMe; it and what extends it are gone", "namespace={} key={}",
           LogValue(space->name), meta.key.ToHex());
   DropTree(*ref, BlockMetrics::Get().damaged, false);

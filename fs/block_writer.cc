@@ -76,6 +76,7 @@ FsResult<BlockStore::Created> BlockStore::Create(const Caller& caller, const Nam
   const uint64_t hash = BlockHash62(space.id, key);
   uint64_t parent_hash = 0;
   uint32_t ordinal = 0;
+  std::optional<SlotFacts> facts;  // with a cluster
   {
     MutexLock lock(mutex_);
     if (caller.resent) {
@@ -87,8 +88,14 @@ FsResult<BlockStore::Created> BlockStore::Create(const Caller& caller, const Nam
       }
     }
     if (!pending_.empty()) AwaitPublication(space.id, key, lock);
-    if (index_.Find(space.id, key)) return Fail(EEXIST);
-    if (parent) {
+    if (parts_.cluster != nullptr) {
+      const FsResult<uint32_t> asked = AskToCreate(space.id, parent, key, &facts, lock);
+      if (!asked) return Fail(asked.error().value);
+      ordinal = *asked;
+      if (parent) ++pins_[parent_hash = BlockHash62(space.id, *parent)];
+    } else if (index_.Find(space.id, key)) {
+      return Fail(EEXIST);
+    } else if (parent) {
       std::optional<BlockRef> ref = index_.Find(space.id, *parent);
       if (!ref) {
         AwaitPublication(space.id, *parent, lock);
@@ -104,7 +111,7 @@ FsResult<BlockStore::Created> BlockStore::Create(const Caller& caller, const Nam
   const auto unpin = [&]() KVC_NO_ANALYSIS {
     if (parent_hash != 0) Unpin(parent_hash);
   };
-  if (!MakeQuotaRoom(space)) {
+  if (parts_.cluster == nullptr && !MakeQuotaRoom(space)) {
     MutexLock lock(mutex_);
     unpin();
     return Fail(ENOSPC);
@@ -140,6 +147,7 @@ FsResult<BlockStore::Created> BlockStore::Create(const Caller& caller, const Nam
   MutexLock lock(mutex_);
   pending_[hash].push_back(*slot);
   ++pending_count_;
+  if (facts) pending_facts_[*slot] = *facts;
   if (pending_files_.size() < kPendingFilesMax) {
     pending_files_[*slot] = std::make_shared<Fd>(std::move(file));
   }
@@ -298,7 +306,12 @@ FsStatus BlockStore::PendingFlush(const Caller& caller, Ino ino) {
   }
   record->flags |= iouring::kSlotFlushed;
   const bool durable = (record->flags & iouring::kSlotFsynced) != 0 || (space && space->sync);
-  if (!durable || attr.st_size == 0 || (record->flags & iouring::kSlotDoomed) != 0) return {};
+  const bool nothing = attr.st_size == 0 || (record->flags & iouring::kSlotDoomed) != 0;
+  if (parts_.cluster != nullptr) {
+    if (!durable || nothing) return {};
+    return FlushToCluster(ino, static_cast<uint64_t>(attr.st_size), lock);
+  }
+  if (!durable || nothing) return {};
   // RELEASE is asynchronous, so the promise of fsync is kept here: length and intent reach the
   // disk before close() returns; recovery publishes what it finds.
   record->flags |= iouring::kSlotFsynced;
@@ -392,17 +405,29 @@ void BlockStore::PublishSlot(SlotId slot) {
   }
   const auto length = static_cast<uint64_t>(attr.st_size);
   BlockMetrics& metrics = BlockMetrics::Get();
+  Code in_cluster = Code::kOk;
+  if (parts_.cluster != nullptr && length > 0) {
+    in_cluster = PublishToCluster(slot, *file, length, &crc);
+  }
 
   MutexLock lock(mutex_);
   const std::optional<Namespace> space = parts_.namespaces->Get(record.namespace_id);
   if ((record.flags & iouring::kSlotDoomed) != 0) return Discard(slot, nullptr);
   if (length == 0) return Discard(slot, &metrics.empty);
   if (!space || length > space->block_bytes) return Discard(slot, &metrics.too_long);
+  if (in_cluster == Code::kExists) return Discard(slot, &metrics.lost_race);
+  if (in_cluster == Code::kNotFound) return Discard(slot, &metrics.parent_gone);
+  if (in_cluster != Code::kOk) {
+    KVC_LOG(Warn, "the cluster did not take a block; it is a miss", "namespace={} key={} code={}",
+            LogValue(space->name), record.key.ToHex(), CodeName(in_cluster));
+    return Discard(slot, &metrics.unpublished);
+  }
 
   BlockState state;
   state.length = static_cast<uint32_t>(length);
   state.slot = slot;
   state.last_use_s = state.mtime_s = NowSeconds();
+  if (parts_.cluster != nullptr) state.mtime_s = pending_facts_[slot].facts.mtime_s;
   bool dirty = true;
   if (record.place.valid() && record.crc32c == crc) {
     state.segment = record.place.segment;
@@ -414,7 +439,10 @@ void BlockStore::PublishSlot(SlotId slot) {
   const Result<BlockRef> ref = index_.Insert(record.namespace_id, record.key, record.parent, state);
   if (!ref.ok()) {
     if (ref.code() == Code::kExists) return Discard(slot, &metrics.lost_race);
-    if (ref.code() == Code::kNotFound) return Discard(slot, &metrics.parent_gone);
+    if (ref.code() == Code::kNotFound) {
+      // In a cluster its parent may be unknown here: it is read from where it went.
+      return Discard(slot, parts_.cluster != nullptr ? &metrics.published : &metrics.parent_gone);
+    }
     return Discard(slot, &metrics.collision);
   }
   const uint64_t hash = BlockHash62(record.namespace_id, record.key);
@@ -438,6 +466,10 @@ void BlockStore::PublishSlot(SlotId slot) {
   record.flags = dirty ? iouring::kSlotDirty : 0;
   if (doomed_readers_.contains(ViewOf(*ref).block_ino())) GiveOtherIno(hash);
   record.ino = ViewOf(*ref).block_ino();
+  if (parts_.cluster != nullptr) {
+    record.crc32c = crc;
+    NotePublished(*ref, crc);
+  }
   space_bytes_[record.namespace_id] += length;
   ++resident_blocks_;
   parts_.resident->Add(slot, this);
@@ -463,6 +495,7 @@ void BlockStore::ForgetPending(SlotId slot) {
   }
   if (!record.parent.IsZero()) Unpin(BlockHash62(record.namespace_id, record.parent));
   pending_files_.erase(slot);
+  pending_facts_.erase(slot);
 }
 
 void BlockStore::Unpin(uint64_t hash) {

@@ -229,9 +229,9 @@ FsResult<AttrReply> Filesystem::GetAttr(const Caller& caller, Ino ino) {
       return from(entry);
     }
     if (!block) {
-      if (IsBlock(ino)) return Fail(ENOENT);
+      if (IsBlock(ino)) return Fail(Unknown());
       const auto ghost = parts_.blocks->GhostOf(ino);
-      if (!ghost) return Fail(ENOENT);
+      if (!ghost) return Fail(Unknown());
       const auto space = parts_.namespaces->Get(ghost->first);
       if (!space) return Fail(ENOENT);
       // The kernel asks before each further name that it removes from an open directory.
@@ -293,7 +293,16 @@ FsStatus Filesystem::SetNamespaceAttr(Namespace space, const struct stat& attr, 
   else if ((to_set & kSetMtime) != 0) {
     space.mtime_nanos = int64_t{attr.st_mtim.tv_sec} * 1'000'000'000 + attr.st_mtim.tv_nsec;
   }
-  return parts_.namespaces->Update(space);
+  return UpdateNamespace(space);
+}
+
+FsStatus Filesystem::UpdateNamespace(const Namespace& changed) {
+  return parts_.spaces != nullptr ? parts_.spaces->Update(changed)
+                                  : parts_.namespaces->Update(changed);
+}
+
+std::optional<Namespace> Filesystem::FindNamespace(const std::string& name) {
+  return parts_.spaces != nullptr ? parts_.spaces->Find(name) : parts_.namespaces->Find(name);
 }
 
 // ---- names
@@ -303,7 +312,7 @@ FsResult<EntryReply> Filesystem::Lookup(const Caller& caller, Ino parent, const 
   if (name.size() > 255) return Fail(ENAMETOOLONG);
   if (parent == kRootIno) {
     if (name == ".kvcfs") return ControlEntry(kControlIno);
-    const auto space = parts_.namespaces->Find(name);
+    const auto space = FindNamespace(name);
     if (!space) return Fail(ENOENT);
     return NamespaceDirectory(*space, NamespaceEntry::kDirectory);
   }
@@ -423,7 +432,9 @@ FsResult<EntryReply> Filesystem::MakeDirectory(const Caller& caller, Ino parent,
                                                const std::string& name, mode_t mode) {
   if (IsFile(parent)) return parts_.files->MakeDirectory(caller, parent, name, mode);
   if (parent != kRootIno) return Fail(EPERM);
-  const FsResult<Namespace> made = parts_.namespaces->Create(caller, name, mode & 07777);
+  const FsResult<Namespace> made = parts_.spaces != nullptr
+                                       ? parts_.spaces->Create(caller, name, mode & 07777)
+                                       : parts_.namespaces->Create(caller, name, mode & 07777);
   if (!made) {
     const auto there = parts_.namespaces->Find(name);
     if (made.error().value == EEXIST && caller.resent && there) {
@@ -432,6 +443,7 @@ FsResult<EntryReply> Filesystem::MakeDirectory(const Caller& caller, Ino parent,
     return Fail(made.error().value);
   }
   Namespace space = *made;
+  if (space.files_root != 0) return NamespaceDirectory(space, NamespaceEntry::kDirectory);
   const FsResult<Ino> root = parts_.files->MakeRoot(space.uid, space.gid, space.mode, space.uuid);
   if (!root) {
     (void)parts_.namespaces->Remove(space.id);
@@ -499,12 +511,13 @@ FsStatus Filesystem::Unlink(const Caller& caller, Ino parent, const std::string&
 FsStatus Filesystem::RemoveDirectory(const Caller& caller, Ino parent, const std::string& name) {
   if (IsFile(parent)) return parts_.files->RemoveDirectory(caller, parent, name);
   if (parent == kRootIno) {
-    const auto space = parts_.namespaces->Find(name);
+    const auto space = FindNamespace(name);
     if (!space) return name == ".kvcfs" ? Fail(EPERM) : caller.resent ? FsStatus{} : Fail(ENOENT);
     if (!parts_.blocks->NamespaceIsEmpty(space->id) ||
         !parts_.files->RootIsEmpty(space->files_root)) {
       return Fail(ENOTEMPTY);
     }
+    if (parts_.spaces != nullptr) return parts_.spaces->Remove(*space);
     const FsStatus cleared = parts_.files->RemoveRoot(space->files_root);
     if (!cleared) return cleared;
     return parts_.namespaces->Remove(space->id);
@@ -538,7 +551,7 @@ FsResult<OpenReply> Filesystem::Create(const Caller& caller, Ino parent, const s
     if (which == NamespaceEntry::kByKey || which == NamespaceEntry::kDirectory) return Fail(EPERM);
   } else if (IsChain(parent)) {
     const auto block = BlockOf(parent);
-    if (!block) return Fail(ENOENT);
+    if (!block) return Fail(Unknown());
     tip = block->key;
     space = parts_.namespaces->Get(block->ns);
   }

@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "fs/block_store.h"
+#include "fs/cluster_spaces.h"
 #include "fs/file_tree.h"
 #include "fs/fs_types.h"
 #include "fs/namespace_table.h"
@@ -51,6 +52,7 @@ struct FilesystemParts {
   BlockStore* blocks = nullptr;
   FileTree* files = nullptr;
   const Clock* clock = nullptr;
+  ClusterSpaces* spaces = nullptr;  // where the namespaces are a cluster's
 };
 
 // The bytes of a read: either copied into the caller's buffer, or lying in memory that stays.
@@ -129,6 +131,11 @@ class Filesystem {
   FsResult<EntryReply> LookupInChain(const Namespace& space, const BlockKey* tip,
                                      const std::string& name);
   FsStatus ReadNamespace(const Namespace& space, uint64_t cookie, DirSink& sink);
+  std::optional<Namespace> FindNamespace(const std::string& name);
+  FsStatus UpdateNamespace(const Namespace& changed);
+  // A block that has an inode and is not known here: in a cluster it may be there all the same, and
+  // the kernel looks its name up again.
+  int Unknown() const { return parts_.spaces != nullptr ? ESTALE : ENOENT; }
   FsStatus SetNamespaceAttr(Namespace space, const struct stat& attr, int to_set);
   FsStatus SetNamespaceXattr(Namespace space, const std::string& name, const std::string& value);
 

@@ -214,7 +214,7 @@ FsStatus Filesystem::OpenDirectory(Ino ino) {
     if (!attr) return Fail(attr.error().value);
     return S_ISDIR(attr->attr.st_mode) ? FsStatus{} : Fail(ENOTDIR);
   }
-  if (IsChain(ino)) return BlockOf(ino) ? FsStatus{} : Fail(ENOENT);
+  if (IsChain(ino)) return BlockOf(ino) ? FsStatus{} : Fail(Unknown());
   const auto attr = GetAttr({}, ino);
   if (!attr) return Fail(attr.error().value);
   return S_ISDIR(attr->attr.st_mode) ? FsStatus{} : Fail(ENOTDIR);
@@ -240,6 +240,7 @@ FsStatus Filesystem::ReadDirectory(const Caller& caller, Ino ino, uint64_t cooki
   if (ino == kRootIno) {
     if (!dots(kRootIno, kRootIno)) return {};
     if (cookie < 3 && !sink.Add(".kvcfs", ControlEntry(kControlIno), 3)) return {};
+    if (parts_.spaces != nullptr) parts_.spaces->Follow();
     for (const Namespace& space : parts_.namespaces->List()) {
       if (cookie >= 3 + uint64_t{space.id}) continue;
       if (!sink.Add(space.name, NamespaceDirectory(space, NamespaceEntry::kDirectory),
@@ -307,12 +308,11 @@ FsStatus Filesystem::ReadNamespace(const Namespace& space, uint64_t cookie, DirS
     }
     ++next;
   }
-  parts_.blocks->ListLeaves(space.id, cookie < kNamesBeforeTips ? 0 : cookie - kNamesBeforeTips,
-                            [&](const BlockView& tip, uint64_t after) {
-                              return sink.Add(tip.key.ToHex(), ChainEntry(tip, space),
-                                              after + kNamesBeforeTips);
-                            });
-  return {};
+  return parts_.blocks->ListLeaves(
+      space.id, cookie < kNamesBeforeTips ? 0 : cookie - kNamesBeforeTips,
+      [&](const BlockView& tip, uint64_t after) {
+        return sink.Add(tip.key.ToHex(), ChainEntry(tip, space), after + kNamesBeforeTips);
+      });
 }
 
 FsStatus Filesystem::FsyncDirectory(Ino ino) {
@@ -344,6 +344,7 @@ FsResult<std::string> Filesystem::GetXattr(Ino ino, const std::string& name) {
     return Fail(ENODATA);
   }
   NamespaceEntry entry{};
+  if (parts_.spaces != nullptr) parts_.spaces->Follow();
   const auto space = NamespaceOf(ino, &entry);
   if (space && entry == NamespaceEntry::kDirectory) {
     if (what == "block_bytes") return fmt::format("{}", space->block_bytes);
@@ -388,7 +389,7 @@ FsStatus Filesystem::SetNamespaceXattr(Namespace space, const std::string& name,
   if (what == "durability") {
     if (value != "sync" && value != "async") return Fail(EINVAL);
     space.sync = value == "sync";
-    return parts_.namespaces->Update(space);
+    return UpdateNamespace(space);
   }
   const Result<uint64_t> number = ParseDecimal(value);
   if (what == "block_bytes") {
@@ -405,7 +406,7 @@ FsStatus Filesystem::SetNamespaceXattr(Namespace space, const std::string& name,
   } else {
     return Fail(EOPNOTSUPP);
   }
-  return parts_.namespaces->Update(space);
+  return UpdateNamespace(space);
 }
 
 FsStatus Filesystem::RemoveXattr(const Caller& caller, Ino ino, const std::string& name) {

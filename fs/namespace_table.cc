@@ -47,6 +47,24 @@ Namespace FromRecord(meta::NamespaceId id, const meta::NamespaceRecord& record) 
 
 }  // namespace
 
+meta::SpaceId SpaceIdOf(const iouring::Uuid& uuid) {
+  meta::SpaceId id;
+  for (size_t i = 0; i < 8; ++i) {
+    id.high = id.high << 8 | uuid[i];
+    id.low = id.low << 8 | uuid[8 + i];
+  }
+  return id;
+}
+
+iouring::Uuid UuidOf(const meta::SpaceId& id) {
+  iouring::Uuid uuid{};
+  for (size_t i = 0; i < 8; ++i) {
+    uuid[i] = static_cast<uint8_t>(id.high >> (56 - 8 * i));
+    uuid[8 + i] = static_cast<uint8_t>(id.low >> (56 - 8 * i));
+  }
+  return uuid;
+}
+
 Status NamespaceTable::Load() {
   MutexLock lock(mutex_);
   for (auto cursor = store_.Seek("N"); cursor->Valid() && cursor->key().starts_with('N');
@@ -72,7 +90,7 @@ Status NamespaceTable::Load() {
 std::optional<Namespace> NamespaceTable::Find(const std::string& name) const {
   MutexLock lock(mutex_);
   for (const auto& [id, space] : spaces_) {
-    if (space.name == name) return space;
+    if (space.name == name && !space.hidden) return space;
   }
   return std::nullopt;
 }
@@ -96,6 +114,16 @@ std::vector<Namespace> NamespaceTable::List() const {
   MutexLock lock(mutex_);
   std::vector<Namespace> all;
   all.reserve(spaces_.size());
+  for (const auto& [id, space] : spaces_) {
+    if (!space.hidden) all.push_back(space);
+  }
+  return all;
+}
+
+std::vector<Namespace> NamespaceTable::ListAll() const {
+  MutexLock lock(mutex_);
+  std::vector<Namespace> all;
+  all.reserve(spaces_.size());
   for (const auto& [id, space] : spaces_) all.push_back(space);
   return all;
 }
@@ -112,14 +140,7 @@ FsStatus NamespaceTable::Save(const Namespace& space) {
 
 FsResult<Namespace> NamespaceTable::Create(const Caller& caller, const std::string& name,
                                            mode_t mode) {
-  if (name.empty() || name.front() == '.') return Fail(EINVAL);
-  if (name.size() > 255) return Fail(ENAMETOOLONG);
-  MutexLock lock(mutex_);
-  for (const auto& [id, space] : spaces_) {
-    if (space.name == name) return Fail(EEXIST);
-  }
   Namespace space;
-  space.id = next_id_++;
   space.name = name;
   if (::getrandom(space.uuid.data(), space.uuid.size(), 0) !=
       static_cast<ssize_t>(space.uuid.size())) {
@@ -129,10 +150,21 @@ FsResult<Namespace> NamespaceTable::Create(const Caller& caller, const std::stri
   space.gid = caller.gid;
   space.mode = mode;
   space.mtime_nanos = space.ctime_nanos = clock_.WallNanos();
+  return Adopt(space);
+}
+
+FsResult<Namespace> NamespaceTable::Adopt(Namespace space) {
+  if (space.name.empty() || space.name.front() == '.') return Fail(EINVAL);
+  if (space.name.size() > 255) return Fail(ENAMETOOLONG);
+  MutexLock lock(mutex_);
+  for (const auto& [id, other] : spaces_) {
+    if (other.name == space.name && !other.hidden) return Fail(EEXIST);
+  }
+  space.id = next_id_++;
   const FsStatus saved = Save(space);
   if (!saved) return Fail(saved.error().value);
   spaces_[space.id] = space;
-  KVC_LOG(Info, "namespace made", "name={} id={}", LogValue(name), space.id);
+  KVC_LOG(Info, "namespace made", "name={} id={}", LogValue(space.name), space.id);
   return space;
 }
 

@@ -16,6 +16,7 @@
 #include "iouring/segment_store.h"
 #include "meta/chain_index.h"
 #include "meta/meta_store.h"
+#include "meta/placement.h"
 
 namespace kvcfs::fs {
 
@@ -36,20 +37,30 @@ struct Namespace {
   int64_t mtime_nanos = 0;
   int64_t ctime_nanos = 0;
   Ino files_root = 0;
+  bool hidden = false;  // not the cluster's (any more), but its ordinary files are here; not kept
+
+  friend bool operator==(const Namespace&, const Namespace&) = default;
 };
+
+// The name that the cluster has for it.
+meta::SpaceId SpaceIdOf(const iouring::Uuid& uuid);
+iouring::Uuid UuidOf(const meta::SpaceId& id);
 
 class NamespaceTable {
  public:
   NamespaceTable(meta::MetaStore& store, const Clock& clock) : store_(store), clock_(clock) {}
 
   Status Load();
-  std::optional<Namespace> Find(const std::string& name) const;
+  std::optional<Namespace> Find(const std::string& name) const;  // none that is hidden
   std::optional<Namespace> Get(meta::NamespaceId id) const;
   std::optional<Namespace> FindUuid(const iouring::Uuid& uuid) const;
-  std::vector<Namespace> List() const;  // by id
+  std::vector<Namespace> List() const;     // by id, none that is hidden
+  std::vector<Namespace> ListAll() const;  // by id
 
   // EEXIST, EINVAL (a name that starts with a dot), ENAMETOOLONG.
   FsResult<Namespace> Create(const Caller& caller, const std::string& name, mode_t mode);
+  // Made elsewhere: takes it up under a new id. EEXIST.
+  FsResult<Namespace> Adopt(Namespace space);
   FsStatus Update(const Namespace& changed);
   FsStatus Remove(meta::NamespaceId id);
 

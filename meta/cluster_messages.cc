@@ -37,7 +37,7 @@ KVC_FIELDS(BlockFacts, &BlockFacts::id, &BlockFacts::parent, &BlockFacts::anchor
            &BlockFacts::parent_anchor, &BlockFacts::ordinal, &BlockFacts::length,
            &BlockFacts::crc32c, &BlockFacts::mtime_s, &BlockFacts::replicas);
 KVC_FIELDS(FoundBlock, &FoundBlock::key, &FoundBlock::length, &FoundBlock::crc32c,
-           &FoundBlock::mtime_s, &FoundBlock::places);
+           &FoundBlock::mtime_s, &FoundBlock::places, &FoundBlock::children);
 KVC_FIELDS(MatchGroup, &MatchGroup::first, &MatchGroup::keys);
 KVC_FIELDS(MatchRequest, &MatchRequest::space, &MatchRequest::lease, &MatchRequest::groups);
 KVC_FIELDS(GroupAnswer, &GroupAnswer::code, &GroupAnswer::lease_ms, &GroupAnswer::blocks);

@@ -55,7 +55,8 @@ struct FoundBlock {
   uint32_t length = 0;
   uint32_t crc32c = 0;
   uint32_t mtime_s = 0;
-  std::vector<Place> places;
+  std::vector<Place> places{};
+  uint32_t children = 0;  // cached blocks that extend it, as of the answer
   friend bool operator==(const FoundBlock&, const FoundBlock&) = default;
 };
 

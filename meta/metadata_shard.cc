@@ -60,6 +60,7 @@ FoundBlock MetadataShard::Describe(const Record& record) const {
   for (const Copy& copy : record.copies) {
     if (copy.marked && copy.verified) found.places.push_back(copy.place);
   }
+  found.children = static_cast<uint32_t>(record.children.size());
   return found;
 }
 
