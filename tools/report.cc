@@ -195,6 +195,10 @@ std::string EventTable(const ReplayResult& result) {
 
 }  // namespace
 
+std::string_view ReportStyle() {
+  return kStyle;
+}
+
 std::string DescribeMachine() {
   utsname name{};
   struct sysinfo memory {};

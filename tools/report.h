@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "tools/replay.h"
 
@@ -18,6 +19,9 @@ struct ReportHead {
 };
 
 std::string RenderReport(const ReportHead& head, const ReplayResult& result);
+
+// The style sheet of our pages; plots want it.
+std::string_view ReportStyle();
 
 // "Linux 6.18, 2 CPUs, 23.4 GiB".
 std::string DescribeMachine();

@@ -30,3 +30,7 @@ foreach(test
     shell_tools_test)
   kvc_test(integration integration/${test} kvcfs_test_mount)
 endforeach()
+
+# The paper's experiment, small; needs no mount.
+kvc_test(integration integration/paper_test nlohmann_json::nlohmann_json)
+add_dependencies(paper_test kvcfs index_bench)
