@@ -206,6 +206,8 @@ Result<std::unique_ptr<meta::ClusterRuntime>> MakeRuntime(const ClusterOptions& 
   runtime.listen = options.listen;
   runtime.advertise = options.advertise;
   runtime.etcd = options.etcd;
+  // Where all nodes of the view are gone for good, another may begin only after a while.
+  if (options.roles != 0) runtime.start_timeout = runtime.takeover + std::chrono::seconds(15);
   return std::make_unique<meta::ClusterRuntime>(runtime, std::move(made), clock);
 }
 

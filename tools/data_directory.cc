@@ -103,6 +103,27 @@ Result<Fd> TakeLock(const NodePaths& paths, const std::string& use) {
   return lock;
 }
 
+Status ClaimDirectory(const NodePaths& paths, meta::MetaStore& store,
+                      const meta::MetaOpenReport& opened, DirectoryUse use) {
+  static constexpr char kServesKey[] = "Mserves";
+  KVC_TRY_ASSIGN(const auto serves, store.Get(kServesKey));
+  if (use == DirectoryUse::kMount) {
+    if (!serves.has_value()) return {};
+    return Error{Code::kInvalid, fmt::format("{} is the data directory of a server; a mount wants "
+                                             "its own",
+                                             paths.data)};
+  }
+  if (serves.has_value()) return {};
+  if (!opened.created && !opened.recreated) {
+    return Error{Code::kInvalid, fmt::format("{} is the data directory of a mount; a server wants "
+                                             "its own",
+                                             paths.data)};
+  }
+  meta::MetaBatch batch;
+  batch.Put(kServesKey, "1");
+  return store.Write(batch, false);
+}
+
 Status MountDram(const NodePaths& paths, uint64_t dram_bytes) {
   std::error_code ignored;
   std::filesystem::create_directories(paths.dram, ignored);

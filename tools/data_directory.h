@@ -32,6 +32,12 @@ Result<LockHolder> ReadLock(const std::string& lock_path);
 // Held until the descriptor is closed.
 Result<Fd> TakeLock(const NodePaths& paths, const std::string& use);
 
+// A data directory is a mount's or a server's, from its first use on: they keep other records in
+// the same files. kInvalid: it is the other's.
+enum class DirectoryUse { kMount, kServer };
+Status ClaimDirectory(const NodePaths& paths, meta::MetaStore& store,
+                      const meta::MetaOpenReport& opened, DirectoryUse use);
+
 // The tmpfs of the slots. One that a killed daemon left is taken over with all it holds.
 Status MountDram(const NodePaths& paths, uint64_t dram_bytes);
 

@@ -14,10 +14,11 @@ namespace {
 
 using AddVerb = void (*)(CLI::App&, int&);
 constexpr AddVerb kVerbs[] = {
-    kvcfs::tools::AddMountVerb,  kvcfs::tools::AddUnmountVerb, kvcfs::tools::AddLookupVerb,
-    kvcfs::tools::AddStatVerb,   kvcfs::tools::AddTopVerb,     kvcfs::tools::AddDropVerb,
-    kvcfs::tools::AddReplayVerb, kvcfs::tools::AddTraceVerb,   kvcfs::tools::AddFsckVerb,
-    kvcfs::tools::AddDoctorVerb, kvcfs::tools::AddVersionVerb,
+    kvcfs::tools::AddMountVerb,   kvcfs::tools::AddUnmountVerb, kvcfs::tools::AddLookupVerb,
+    kvcfs::tools::AddStatVerb,    kvcfs::tools::AddTopVerb,     kvcfs::tools::AddDropVerb,
+    kvcfs::tools::AddReplayVerb,  kvcfs::tools::AddTraceVerb,   kvcfs::tools::AddFsckVerb,
+    kvcfs::tools::AddDoctorVerb,  kvcfs::tools::AddServeVerb,   kvcfs::tools::AddClusterVerb,
+    kvcfs::tools::AddVersionVerb,
 };
 
 // CLI11 prints help without its last newline.

@@ -179,6 +179,8 @@ int RunNode(const NodeOptions& options) {
   if (report.repaired || report.recreated) {
     KVC_LOG(Error, "the meta store was damaged", "what={}", LogValue(report.text));
   }
+  const Status claimed = ClaimDirectory(paths, **store, report, DirectoryUse::kMount);
+  if (!claimed.ok()) return fail("data", claimed.error());
   const auto uuid = NodeIdentity(paths, **store);
   if (!uuid.ok()) return fail("identity", uuid.error());
 

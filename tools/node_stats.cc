@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "base/metrics.h"
+#include "tools/gauges.h"
 #include "tools/version.h"
 
 namespace kvcfs::tools {
@@ -65,36 +66,7 @@ void NodeStats::RegisterMetrics() const {
   Metrics& all = Metrics::Get();
   const NodeStatsParts parts = parts_;
   const auto count = [](uint64_t value) { return static_cast<double>(value); };
-  static constexpr char kUsed[] = "kvcfs_iouring_tier_used_bytes";
-  static constexpr char kCapacity[] = "kvcfs_iouring_tier_capacity_bytes";
-  all.AddGauge(kUsed, "Bytes in use of a tier.", {{"tier", "dram"}},
-               [=] { return count(parts.slots->used_bytes()); });
-  all.AddGauge(kCapacity, "Bytes that a tier may hold.", {{"tier", "dram"}},
-               [=] { return count(parts.slots->capacity_bytes()); });
-  if (parts.segments != nullptr) {
-    all.AddGauge(kUsed, "Bytes in use of a tier.", {{"tier", "nvme"}},
-                 [=] { return count(parts.segments->Stats().live_bytes); });
-    all.AddGauge(kCapacity, "Bytes that a tier may hold.", {{"tier", "nvme"}},
-                 [=] { return count(parts.segments->Stats().capacity_bytes); });
-    const auto total = [&](const char* name, const char* help,
-                           uint64_t iouring::SegmentStats::*field) {
-      all.AddCounterReader(name, help, {}, [=] { return count(parts.segments->Stats().*field); });
-    };
-    total("kvcfs_iouring_appended_bytes_total", "Bytes written to segments.",
-          &iouring::SegmentStats::appended_bytes);
-    total("kvcfs_iouring_moved_bytes_total", "Bytes copied while segments were reclaimed.",
-          &iouring::SegmentStats::moved_bytes);
-    total("kvcfs_iouring_read_bytes_total", "Bytes read from segments.",
-          &iouring::SegmentStats::read_bytes);
-    total("kvcfs_iouring_corrupt_entries_total", "Entries whose bytes were not what was written.",
-          &iouring::SegmentStats::corrupt_entries);
-    total("kvcfs_iouring_errors_total", "Failed reads and writes of the device.",
-          &iouring::SegmentStats::io_errors);
-    all.AddGauge("kvcfs_iouring_segments_free", "Segments that hold nothing.", {},
-                 [=] { return count(parts.segments->Stats().segments_free); });
-    all.AddGauge("kvcfs_iouring_segments_retired", "Segments out of use after an I/O error.", {},
-                 [=] { return count(parts.segments->Stats().segments_retired); });
-  }
+  RegisterTierMetrics(parts.slots, parts.segments);
   all.AddGauge("kvcfs_fs_dirty_bytes", "Bytes not yet on NVMe.", {}, [=] {
     return count(parts.blocks->Stats().dirty_bytes + parts.files->Stats().dirty_bytes);
   });

@@ -20,6 +20,8 @@ inline constexpr int kExitFailed = 1;
 inline constexpr int kExitMisused = 2;
 
 void AddMountVerb(CLI::App& app, int& exit_code);
+void AddServeVerb(CLI::App& app, int& exit_code);
+void AddClusterVerb(CLI::App& app, int& exit_code);
 void AddUnmountVerb(CLI::App& app, int& exit_code);
 void AddLookupVerb(CLI::App& app, int& exit_code);
 void AddStatVerb(CLI::App& app, int& exit_code);

@@ -34,8 +34,9 @@ const std::string kKey(64, 'a');
 TEST(Command, EveryVerbTeachesByExample) {
   const Outcome top = Kvcfs("--help");
   EXPECT_EQ(top.exit_code, 0);
-  for (const char* verb : {"lookup", "stat", "top", "drop", "replay", "trace", "trace synth",
-                           "trace info", "doctor", "version"}) {
+  for (const char* verb :
+       {"lookup", "stat", "top", "drop", "replay", "trace", "trace synth", "trace info", "doctor",
+        "version", "serve", "cluster status", "cluster drain", "cluster watch"}) {
     const Outcome help = Kvcfs(std::string(verb) + " --help");
     EXPECT_EQ(help.exit_code, 0) << verb;
     const size_t example = help.out.find("\nExample:");
@@ -61,6 +62,12 @@ TEST(Command, MisuseIsTwoAndNamesTheThing) {
       {"lookup /tmp --bogus", "--bogus"},
       {"doctor --data /proc/version", "no directory"},
       {"doctor --dram lots", "--dram"},
+      {"serve", "--cluster etcd://"},
+      {"serve --cluster etcd://127.0.0.1:1 --listen 192.0.2.1:1", "--tls-cert"},
+      {"serve --cluster etcd://127.0.0.1:1 --roles cook", "'cook'"},
+      {"cluster status", "--cluster etcd://"},
+      {"cluster drain --cluster etcd://127.0.0.1:1", "NODE is required"},
+      {"cluster watch --interval 0 --cluster etcd://127.0.0.1:1", "--interval"},
       {"drop /tmp NOTAKEY", "'NOTAKEY' is not a key"},
       {"stat /proc", "/proc is not in a mounted kvcfs"},
       {"top /proc --once", "/proc is not in a mounted kvcfs"},
