@@ -40,6 +40,7 @@
 #define KVCFS_TIER_NONE 0u
 #define KVCFS_TIER_DRAM 1u
 #define KVCFS_TIER_NVME 2u
+#define KVCFS_TIER_PEER 3u /* on other nodes of the cluster only */
 
 /* NOLINTBEGIN(readability-identifier-naming): names of C. */
 

@@ -114,6 +114,8 @@ std::string_view TierName(Tier tier) {
       return "dram";
     case Tier::kNvme:
       return "nvme";
+    case Tier::kPeer:
+      return "peer";
   }
   return "unknown";
 }
@@ -148,7 +150,7 @@ Result<MatchAnswer> ParseMatchAnswer(std::string_view text, std::span<const Bloc
         !NextWord(rest).empty()) {
       return bad(line);
     }
-    for (const Tier known : {Tier::kDram, Tier::kNvme}) {
+    for (const Tier known : {Tier::kDram, Tier::kNvme, Tier::kPeer}) {
       if (tier == TierName(known)) block.tier = known;
     }
     answer.blocks.push_back(block);

@@ -28,7 +28,7 @@ Result<MountedPath> FindMount(const std::string& path);
 Result<MountedPath> FindMountOrNamespace(const std::string& path);
 Result<MountedPath> FindNamespace(const std::string& path);
 
-enum class Tier : uint8_t { kNone = 0, kDram = 1, kNvme = 2 };
+enum class Tier : uint8_t { kNone = 0, kDram = 1, kNvme = 2, kPeer = 3 };
 std::string_view TierName(Tier tier);
 
 struct MatchAnswer {

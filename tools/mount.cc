@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
+#include "tools/cluster_options.h"
 #include "tools/mount_options.h"
 #include "tools/verb.h"
 
@@ -31,11 +32,14 @@ struct Options {
   std::string config;
   std::vector<std::string> sets;
   std::string values[std::size(kSettingFlags)];
+  ClusterFlags cluster;
+  bool client_only = false;
   bool daemon = false;
 };
 
 int Mount(const Options& options, const CLI::App& verb) {
-  std::vector<NodeConfigFlag> flags;
+  std::vector<NodeConfigFlag> flags = options.cluster.Given();
+  if (options.client_only) flags.push_back({"--client-only", "cluster.client_only", "true"});
   for (size_t i = 0; i < std::size(kSettingFlags); ++i) {
     const SettingFlag& known = kSettingFlags[i];
     if (verb.count(known.flag) == 0) continue;
@@ -48,6 +52,10 @@ int Mount(const Options& options, const CLI::App& verb) {
   }
   Result<NodeConfig> config = LoadNodeConfig(options.config, options.sets, flags);
   if (!config.ok()) return Misuse("mount", config.error().text);
+  if (!config->cluster.etcd.empty()) {
+    const auto cluster = ParseClusterOptions(config->cluster, ClusterUse::kMount);
+    if (!cluster.ok()) return Misuse("mount", cluster.error().text);
+  }
   MountOptions mount;
   mount.mountpoint = std::filesystem::absolute(options.mountpoint).lexically_normal().string();
   while (mount.mountpoint.size() > 1 && mount.mountpoint.back() == '/') mount.mountpoint.pop_back();
@@ -70,6 +78,9 @@ void AddMountVerb(CLI::App& app, int& exit_code) {
   verb->add_option("--set", options->sets, "One setting, as fs.lease=30s; may be repeated")
       ->expected(1)
       ->take_all();
+  options->cluster.Add(verb, ClusterUse::kMount);
+  verb->add_flag("--client-only", options->client_only,
+                 "Its tiers are its own cache and do not join the cluster's (as yet, none do)");
   verb->add_flag("--daemon", options->daemon, "Return when the mount answers");
   verb->footer(
       "Stays in the foreground; ^C, SIGTERM, `kvcfs unmount` and `umount` end it and write back "
@@ -77,7 +88,9 @@ void AddMountVerb(CLI::App& app, int& exit_code) {
       "is dirty. A dead mount that a killed kvcfs left is replaced. Default < --config < --set <\n"
       "flags; MNT/.kvcfs/config.toml shows what came of it.\n\n"
       "Example: 8 GiB of DRAM, 200 GiB of NVMe, in the background\n"
-      "  kvcfs mount /mnt/kvc --data /nvme/kvcfs --dram 8GiB --nvme 200GiB --daemon");
+      "  kvcfs mount /mnt/kvc --data /nvme/kvcfs --dram 8GiB --nvme 200GiB --daemon\n"
+      "Example: the namespaces and blocks of a cluster, cached here\n"
+      "  kvcfs mount /mnt/kvc --cluster etcd://10.0.0.1:2379,10.0.0.2:2379 --dram 8GiB --daemon");
   verb->callback([options, verb, &exit_code] { exit_code = Mount(*options, *verb); });
 }
 

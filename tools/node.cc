@@ -4,6 +4,7 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include <pthread.h>
@@ -15,6 +16,7 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "fs/block_store.h"
+#include "fs/cluster_spaces.h"
 #include "fs/file_tree.h"
 #include "fs/filesystem.h"
 #include "fs/namespace_table.h"
@@ -25,6 +27,7 @@
 #include "tools/data_directory.h"
 #include "tools/memory_toucher.h"
 #include "tools/metrics_server.h"
+#include "tools/mount_cluster.h"
 #include "tools/node_stats.h"
 #include "tools/version.h"
 
@@ -247,6 +250,14 @@ int RunNode(const NodeOptions& options) {
     (void)namespaces.Update(space);
   }
 
+  std::unique_ptr<MountCluster> joined;
+  if (!config.cluster.etcd.empty()) {
+    auto joining = MountCluster::Join(config.cluster, &clock, options.resumed);
+    if (!joining.ok()) return fail("cluster", joining.error());
+    joined = std::move(*joining);
+  }
+  meta::Cluster* const cluster = joined != nullptr ? joined->cluster() : nullptr;
+
   fs::BlockStoreOptions block_options;
   block_options.lease = config.fs.lease;
   block_options.lease_hold = config.fs.lease_hold;
@@ -254,6 +265,11 @@ int RunNode(const NodeOptions& options) {
   block_options.lease_bytes_max = capacity / 4;
   block_options.prefetch_blocks = static_cast<uint32_t>(config.fs.prefetch_blocks);
   block_options.resumed = options.resumed;
+  if (cluster != nullptr) {
+    // Publishing goes to other nodes; and every copy here may go at once.
+    block_options.publish_wait = std::chrono::seconds(6);
+    block_options.room_wait = std::chrono::seconds(1);
+  }
   BlockStore blocks(block_options, {.namespaces = &namespaces,
                                     .meta = store->get(),
                                     .slots = slots->get(),
@@ -261,7 +277,8 @@ int RunNode(const NodeOptions& options) {
                                     .segments = segments.get(),
                                     .backing = session->get(),
                                     .notifier = session->get(),
-                                    .clock = &clock});
+                                    .clock = &clock,
+                                    .cluster = cluster});
   if (const Status recovered = blocks.Recover(newer.blocks); !recovered.ok()) {
     return fail("blocks", recovered.error());
   }
@@ -269,6 +286,15 @@ int RunNode(const NodeOptions& options) {
   if (segments != nullptr) segments->Start(&dispatch);
   resident.Start();
   blocks.Start();
+  std::optional<fs::ClusterSpaces> spaces;
+  if (cluster != nullptr) {
+    spaces.emplace(fs::ClusterSpaces::Parts{.cluster = cluster,
+                                            .namespaces = &namespaces,
+                                            .blocks = &blocks,
+                                            .files = files->get(),
+                                            .clock = &clock});
+    spaces->Follow();
+  }
 
   NodeStats stats({.options = &options,
                    .session = session->get(),
@@ -277,20 +303,24 @@ int RunNode(const NodeOptions& options) {
                    .files = files->get(),
                    .slots = slots->get(),
                    .resident = &resident,
-                   .segments = segments.get()});
+                   .segments = segments.get(),
+                   .cluster = cluster});
   stats.RegisterMetrics();
   fs::FilesystemOptions fs_options;
   // Where a drop cannot be told to the kernel at once, it may not cache names at all.
   fs_options.entry_timeout_s = (*session)->epoch_supported() ? seconds(config.fs.entry_timeout) : 0;
   fs_options.lease = config.fs.lease;
   fs_options.capacity_bytes = capacity;
-  fs::Filesystem filesystem(
-      fs_options,
-      {.namespaces = &namespaces, .blocks = &blocks, .files = files->get(), .clock = &clock},
-      {{"version", [] { return std::string(kVersion) + "\n"; }},
-       {"metrics", [] { return Metrics::Get().Text(); }},
-       {"stats.json", [&] { return stats.Json(); }},
-       {"config.toml", [&] { return DumpNodeConfig(config); }}});
+  fs::Filesystem filesystem(fs_options,
+                            {.namespaces = &namespaces,
+                             .blocks = &blocks,
+                             .files = files->get(),
+                             .clock = &clock,
+                             .spaces = spaces ? &*spaces : nullptr},
+                            {{"version", [] { return std::string(kVersion) + "\n"; }},
+                             {"metrics", [] { return Metrics::Get().Text(); }},
+                             {"stats.json", [&] { return stats.Json(); }},
+                             {"config.toml", [&] { return DumpNodeConfig(config); }}});
 
   MetricsServer server;
   if (!config.node.metrics_address.empty()) {
@@ -314,6 +344,7 @@ int RunNode(const NodeOptions& options) {
   const Status files_kept = (*files)->WriteBackAll();
   Metrics::Get().ClearReaders();
   resident.Stop();
+  if (joined != nullptr) joined->Leave();
   blocks.Stop();
   for (const Status* kept : {&blocks_kept, &files_kept}) {
     if (!kept->ok()) {

@@ -121,6 +121,8 @@ void BindCluster(ConfigSchema& schema, ClusterSettings& cluster) {
   schema.String("tls_key", &cluster.tls_key, "The certificate's key.");
   schema.String("tls_ca", &cluster.tls_ca, "The authority of all certificates.");
   schema.Bool("etcd_tls", &cluster.etcd_tls, "With TLS, etcd is spoken to by TLS, too.");
+  schema.Bool("client_only", &cluster.client_only,
+              "A mount whose tiers do not join the cluster's. As yet, none do.");
 }
 
 void BindTest(ConfigSchema& schema, TestSettings& test) {

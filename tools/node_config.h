@@ -65,6 +65,7 @@ struct ClusterSettings {
   std::string roles = "meta,blocks";
   std::string tls_cert, tls_key, tls_ca;
   bool etcd_tls = true;
+  bool client_only = false;
 };
 
 // Only for tests of kvcfs itself.

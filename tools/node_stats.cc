@@ -5,6 +5,7 @@
 
 #include "base/metrics.h"
 #include "tools/gauges.h"
+#include "tools/mount_cluster.h"
 #include "tools/version.h"
 
 namespace kvcfs::tools {
@@ -49,6 +50,7 @@ std::string NodeStats::Json() const {
                    {"evicted", files.evicted_files},
                    {"damaged", files.damaged_files},
                    {"on_disk", files.disk_files}};
+  if (parts_.cluster != nullptr) json["cluster"] = ClusterStats(*parts_.cluster);
   json["namespaces"] = nlohmann::ordered_json::array();
   for (const fs::Namespace& space : parts_.namespaces->List()) {
     json["namespaces"].push_back({{"name", space.name},

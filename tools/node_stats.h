@@ -11,6 +11,7 @@
 #include "fs/resident_set.h"
 #include "iouring/segment_store.h"
 #include "iouring/slot_tier.h"
+#include "meta/cluster.h"
 #include "tools/node.h"
 
 namespace kvcfs::tools {
@@ -24,6 +25,7 @@ struct NodeStatsParts {
   iouring::SlotTier* slots = nullptr;
   fs::ResidentSet* resident = nullptr;
   iouring::SegmentStore* segments = nullptr;  // null: no NVMe tier
+  meta::Cluster* cluster = nullptr;           // null: alone
 };
 
 class NodeStats {

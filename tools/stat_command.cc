@@ -62,6 +62,27 @@ std::string TierLine(const Json& stats, const char* tier) {
   return line + "\n";
 }
 
+std::string ClusterText(const Json& stats) {
+  const bool answers = FindAt(stats, "cluster/etcd/answers") != nullptr &&
+                       *FindAt(stats, "cluster/etcd/answers") == Json(true);
+  std::string text = fmt::format(
+      "{:<12} epoch {}, etcd {}\n", "cluster", CountAt(stats, "cluster/epoch"),
+      answers ? "answers"
+              : "away: " + TextAt(stats, "cluster/etcd/error").value_or("not asked yet"));
+  const Json* nodes = FindAt(stats, "cluster/nodes");
+  for (const Json& node : nodes != nullptr && nodes->is_array() ? *nodes : Json::array()) {
+    std::string roles;
+    for (const char* role : {"metadata", "blocks", "draining"}) {
+      const Json* is_so = FindAt(node, role);
+      if (is_so == nullptr || *is_so != Json(true)) continue;
+      roles += (roles.empty() ? "" : ", ") + std::string(role);
+    }
+    text += fmt::format("{:<12} {} at {} ({})\n", "", TextAt(node, "name").value_or("?"),
+                        TextAt(node, "address").value_or("?"), roles);
+  }
+  return text;
+}
+
 std::string MountText(const std::string& mountpoint, const Json& stats) {
   std::string text = fmt::format(
       "kvcfs {} at {}, pid {}, up {}\n", TextAt(stats, "version").value_or("?"), mountpoint,
@@ -74,6 +95,7 @@ std::string MountText(const std::string& mountpoint, const Json& stats) {
     text += fmt::format("{:<12} {} not yet on NVMe\n", "dirty",
                         FormatSizeShort(static_cast<uint64_t>(*dirty)));
   }
+  if (FindAt(stats, "cluster") != nullptr) text += ClusterText(stats);
   for (const char* name : {"blocks", "files", "counters", "evictions", "errors"}) {
     const std::string list = NonZero(FindAt(stats, name));
     if (!list.empty()) text += fmt::format("{:<12} {}\n", name, list);

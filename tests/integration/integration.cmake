@@ -34,3 +34,5 @@ endforeach()
 # The paper's experiment, small; needs no mount.
 kvc_test(integration integration/paper_test nlohmann_json::nlohmann_json)
 add_dependencies(paper_test kvcfs index_bench)
+
+kvc_test(integration integration/cluster_mount_test kvcfs_test_mount kvcfs_meta)
