@@ -18,6 +18,8 @@ void BlockHolder::SetView(Millis now, const ClusterView& view, Actions* actions)
   for (auto& [id, keys] : asked_) releases_.insert(keys.begin(), keys.end());
   if (!KVC_PLANTED(16)) asked_.clear();
   calls_.clear();
+  const ClusterNode* self = view_.Find(options_.self);
+  draining_ = self != nullptr && (self->roles & kRoleDraining) != 0;
   SendReleases(now, actions);
 }
 
@@ -172,6 +174,7 @@ void BlockHolder::Erase(std::map<CopyKey, Copy>::iterator copy) {
   if (copy->second.version == 0) sealed_.erase({copy->second.sealed_at, key});
   releases_.erase(key);
   releasing_.erase(key);
+  drained_.erase(key);
   copies_.erase(copy);
   store_->Free(key.first, key.second);
 }
@@ -181,6 +184,24 @@ void BlockHolder::WantRelease(Millis /*now*/, const BlockId& id, uint64_t genera
   if (at == copies_.end() || at->second.version == 0) return store_->Keep(id, generation);
   releases_.insert({id, generation});
   releasing_.insert({id, generation});
+  drained_.erase({id, generation});
+}
+
+void BlockHolder::Drain(Millis now) {
+  next_drain_ = now + 10 * options_.times.retry;
+  size_t asked = 0;
+  for (auto at = copies_.upper_bound(drain_cursor_); asked < options_.drain_items; ++at) {
+    if (at == copies_.end()) {
+      drain_cursor_ = {};
+      return;
+    }
+    drain_cursor_ = at->first;
+    if (at->second.version == 0 || releasing_.contains(at->first)) continue;
+    releases_.insert(at->first);
+    releasing_.insert(at->first);
+    drained_.insert(at->first);
+    ++asked;
+  }
 }
 
 void BlockHolder::Lost(Millis /*now*/, const BlockId& id, uint64_t generation) {
@@ -236,7 +257,7 @@ void BlockHolder::ReceiveReply(Millis /*now*/, uint64_t id, const Reply& reply,
       Erase(copy);
     } else if (code == Code::kBusy) {
       releasing_.erase(keys[i]);
-      store_->Keep(keys[i].first, keys[i].second);
+      if (drained_.erase(keys[i]) == 0) store_->Keep(keys[i].first, keys[i].second);
     } else {
       releases_.insert(keys[i]);  // not answered: a grant may have been lost, so ask on
     }
@@ -256,6 +277,7 @@ void BlockHolder::Tick(Millis now, Actions* actions) {
     }
     calls_.erase(calls_.begin());
   }
+  if (draining_ && now >= next_drain_) Drain(now);
   SendReleases(now, actions);
 }
 
@@ -264,6 +286,7 @@ Millis BlockHolder::NextTick() const {
   if (!sealed_.empty()) next = sealed_.begin()->first + options_.times.sealed_life;
   if (!calls_.empty()) next = std::min(next, calls_.begin()->first);
   if (!releases_.empty()) next = std::min(next, Millis(0));
+  if (draining_ && !copies_.empty()) next = std::min(next, next_drain_);
   return next;
 }
 

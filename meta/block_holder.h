@@ -45,6 +45,7 @@ class BlockHolder {
     size_t inventory_entries = 2048;  // a page; about 400 KiB
     size_t fetches_max = 32;
     size_t release_items = 256;  // a request
+    size_t drain_items = 1024;   // asked for at a time while this node is drained
   };
   BlockHolder(Options options, Store* store) : options_(options), store_(store) {}
 
@@ -98,6 +99,8 @@ class BlockHolder {
   void Serve(Millis now, uint64_t call, const InventoryRequest& request, Actions* actions);
   void Erase(std::map<CopyKey, Copy>::iterator copy);
   void SendReleases(Millis now, Actions* actions);
+  // While this node is drained: asks for the release of a page of what it has.
+  void Drain(Millis now);
 
   const Options options_;
   Store* const store_;
@@ -108,9 +111,13 @@ class BlockHolder {
   std::map<uint64_t, Fetching> fetches_;         // by order
   std::map<BlockId, uint64_t> orders_;
   std::set<CopyKey> releasing_;                               // until they are granted or refused
+  std::set<CopyKey> drained_;                                 // of them, what nobody here wanted
   std::set<CopyKey> releases_;                                // to be asked for
   std::unordered_map<uint64_t, std::vector<CopyKey>> asked_;  // by call
   std::map<Millis, std::vector<uint64_t>> calls_;             // asked_, by when they are given up
+  bool draining_ = false;
+  CopyKey drain_cursor_;
+  Millis next_drain_{0};
   uint64_t next_id_ = 1;
 };
 

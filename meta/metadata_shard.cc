@@ -362,7 +362,10 @@ Code MetadataShard::ReleaseOne(Millis now, const NodeId& holder, const ReleaseIt
     RemoveCopy(now, *shard, *record, place, actions);
     return grant();
   }
-  if (shard->waiting.empty() && IsEvictable(now, *shard, *record)) {
+  // Who is drained gives away what it has; it does not evict it.
+  const ClusterNode* asker = view_.Find(holder);
+  const bool drained = asker != nullptr && (asker->roles & kRoleDraining) != 0;
+  if (!drained && shard->waiting.empty() && IsEvictable(now, *shard, *record)) {
     record->copies.erase(copy);
     Doom(now, *shard, *record, actions);
     return grant();

@@ -1,5 +1,7 @@
 #include "meta/block_holder.h"
 
+#include <utility>
+
 #include <gtest/gtest.h>
 
 #include "tests/unit/meta/small_cluster.h"
@@ -141,6 +143,37 @@ TEST_F(BlockHolderTest, WhatAReleaseDoesNotGetStays) {
                        &actions_);
   EXPECT_TRUE(holder_.Has(First(1).id, 1));
   EXPECT_EQ(store_.kept.size(), 1u);
+}
+
+TEST_F(BlockHolderTest, WhileItIsDrainedItAsksForTheReleaseOfAllItHas) {
+  const auto answer = [&](const OutCall& call, Code code) {
+    const auto items = std::get<ReleaseRequest>(call.request.body).items.size();
+    const std::vector<uint8_t> codes(items, static_cast<uint8_t>(code));
+    holder_.ReceiveReply(now_, call.id, {Code::kOk, view_.epoch, ReleaseReply{codes}}, &actions_);
+    return items;
+  };
+  for (uint64_t i = 0; i < 3; ++i) holder_.Restore(now_, First(i), i + 1, 100 + i);
+  holder_.Sealed(now_, First(99), 99);
+  holder_.Tick(now_, &actions_);
+  EXPECT_TRUE(actions_.calls.empty());
+  ++view_.epoch;
+  view_.nodes[0].roles |= kRoleDraining;
+  holder_.SetView(now_, view_, &actions_);
+  holder_.Tick(now_, &actions_);
+  ASSERT_EQ(actions_.calls.size(), 1u);
+  holder_.WantRelease(now_, First(1).id, 2);  // this one the store wants, too
+  EXPECT_EQ(answer(actions_.calls[0], Code::kBusy), 3u);
+  EXPECT_EQ(store_.kept.size(), 1u);
+  // Others may have copies later.
+  actions_.calls.clear();
+  now_ += Millis(10'000);
+  holder_.Tick(now_, &actions_);
+  size_t granted = 0;
+  for (const OutCall& call : std::exchange(actions_.calls, {})) {
+    granted += answer(call, Code::kOk);
+  }
+  EXPECT_EQ(granted, 3u);
+  EXPECT_EQ(holder_.size(), 1u) << "what is not published goes by itself";
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "meta/metadata_shard.h"
 
+#include <utility>
+
 #include <gtest/gtest.h>
 
 #include "tests/unit/meta/small_cluster.h"
@@ -95,6 +97,37 @@ TEST(MetadataShardTest, ALeaseKeepsFromRelease) {
   cluster.Advance(Millis(20'000));
   cluster.Release(holder, {kTestSpace, keys[1]}, 2);
   EXPECT_EQ(holder.store.freed.size(), 1u);
+}
+
+TEST(MetadataShardTest, ADrainedHolderGivesAwayWhatItHasAndNothingIsLost) {
+  SmallCluster cluster(3, 2);
+  const auto keys = cluster.PublishChain(12);
+  SmallCluster::Node& other = *cluster.nodes[4];
+  SmallCluster::Node& drained = *cluster.nodes[3];
+  const size_t had = drained.holder->size();
+  ASSERT_GT(had, 0u);
+  ASSERT_EQ(had + other.holder->size(), 12u);
+  cluster.Advance(Millis(60'000));  // no lease is left
+  cluster.view.nodes[3].roles |= kRoleDraining;
+  cluster.GiveView();
+  cluster.Advance(Millis(5'000));
+  EXPECT_EQ(drained.holder->size(), had) << "nobody else has them yet";
+  uint64_t generation = 1000;
+  for (int round = 0; round < 20; ++round) {
+    const auto fetches = std::exchange(other.store.fetches, {});
+    for (const auto& fetch : fetches) {
+      Actions actions;
+      other.holder->Fetched(cluster.now, fetch.order, Code::kOk, ++generation, fetch.facts.length,
+                            fetch.facts.crc32c, &actions);
+      cluster.Take(other, actions);
+      cluster.Settle();
+    }
+    cluster.Advance(Millis(1'000));
+  }
+  EXPECT_EQ(drained.holder->size(), 0u);
+  EXPECT_TRUE(drained.store.kept.empty()) << "its store has not asked";
+  EXPECT_EQ(other.holder->size(), 12u);
+  EXPECT_EQ(cluster.Match(keys).blocks.size(), 12u);
 }
 
 TEST(MetadataShardTest, ANewOwnerLoadsWhatTheHoldersHave) {
