@@ -2,7 +2,8 @@
 add_library(kvcfs_test_mount STATIC
   ${CMAKE_CURRENT_LIST_DIR}/calls.cc
   ${CMAKE_CURRENT_LIST_DIR}/engine_fixture.cc
-  ${CMAKE_CURRENT_LIST_DIR}/mount_fixture.cc)
+  ${CMAKE_CURRENT_LIST_DIR}/mount_fixture.cc
+  ${CMAKE_CURRENT_LIST_DIR}/server_fixture.cc)
 target_link_libraries(kvcfs_test_mount PUBLIC kvcfs_base fmt::fmt GTest::gtest PkgConfig::URING
                                               nlohmann_json::nlohmann_json)
 target_compile_definitions(kvcfs_test_mount PRIVATE KVC_COMMAND="${CMAKE_BINARY_DIR}/kvcfs")
@@ -36,3 +37,4 @@ kvc_test(integration integration/paper_test nlohmann_json::nlohmann_json)
 add_dependencies(paper_test kvcfs index_bench)
 
 kvc_test(integration integration/cluster_mount_test kvcfs_test_mount kvcfs_meta)
+kvc_test(integration integration/serve_test kvcfs_test_mount kvcfs_tools)

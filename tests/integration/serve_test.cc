@@ -1,0 +1,338 @@
+// A cluster of real servers: what one client publishes another reads, and servers come and go.
+// How long things take decides nothing.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+#include <signal.h>
+#include <sys/file.h>
+
+#include "base/crc32c.h"
+#include "tests/integration/server_fixture.h"
+#include "tests/unit/meta/etcd_fixture.h"
+#include "tools/cluster_options.h"
+
+namespace kvcfs::test {
+namespace {
+
+using meta::BlockFacts;
+using meta::BlockId;
+using Json = nlohmann::json;
+
+constexpr Millis kLong{60'000};
+constexpr size_t kLength = 300'000;
+constexpr meta::SpaceId kSpace{0x1234, 0x5678};
+
+BlockKey KeyOf(uint64_t chain, uint64_t ordinal) {
+  BlockKey key;
+  for (size_t i = 0; i < 4; ++i) {
+    const uint64_t word =
+        ((chain + 1) * 1'000'003 + ordinal) * 0x9e3779b97f4a7c15u + (i + 1) * 0xbf58476d1ce4e5b9u;
+    std::memcpy(key.bytes.data() + 8 * i, &word, 8);
+  }
+  return key;
+}
+
+std::string BytesOf(uint64_t chain, uint64_t ordinal) {
+  return Bytes(chain * 10'000 + ordinal, kLength + ordinal);
+}
+
+class ServeTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string missing = WhyNoServer(); !missing.empty()) {
+      GTEST_SKIP() << "needs servers: " << missing;
+    }
+    if (!meta::EtcdServer::Installed()) {
+      GTEST_SKIP() << "etcd is not installed: tools/deps/install.sh";
+    }
+    ASSERT_TRUE(etcd_.Start()) << "etcd does not answer at " << etcd_.endpoint();
+  }
+  void TearDown() override {
+    for (auto& client : clients_) client->Stop();
+    if (!HasFailure()) return;
+    for (const auto& server : servers_) {
+      printf("---- the end of the log of %s\n%s", server->name().c_str(),
+             server->LogTail().c_str());
+    }
+  }
+
+  TestServer& Add(const std::string& name, std::vector<std::string> extra = {}) {
+    servers_.push_back(std::make_unique<TestServer>(name, etcd_.endpoint(), std::move(extra)));
+    return *servers_.back();
+  }
+  void StartThree() {
+    for (const char* name : {"n1", "n2", "n3"}) Add(name).Start();
+    for (auto& server : servers_) ASSERT_TRUE(server->Await()) << server->LogTail();
+    ASSERT_TRUE(Eventually([&] { return Status().value("whole", false) && NodesUp() == 3; }));
+  }
+  meta::ClusterRuntime& Client() {
+    tools::ClusterSettings settings;
+    settings.etcd = "etcd://" + etcd_.endpoint();
+    settings.name = "client" + std::to_string(clients_.size());
+    const auto options = tools::ParseClusterOptions(settings, tools::ClusterUse::kMount);
+    EXPECT_TRUE(options.ok());
+    auto made = tools::MakeRuntime(*options, tools::RandomNodeId(), &clock_);
+    EXPECT_TRUE(made.ok());
+    clients_.push_back(std::move(*made));
+    const kvcfs::Status started = clients_.back()->Start(nullptr);
+    EXPECT_TRUE(started.ok()) << started.error().text;
+    return *clients_.back();
+  }
+
+  static void Publish(meta::Cluster& at, uint64_t chain, uint64_t count, uint8_t replicas) {
+    for (uint64_t i = 0; i < count; ++i) {
+      const BlockId id{kSpace, KeyOf(chain, i)};
+      const std::string bytes = BytesOf(chain, i);
+      const auto view = std::as_bytes(std::span(bytes));
+      Code code = Code::kTimeout;
+      // A cluster that is busy with a change of its view is asked again.
+      for (int tries = 0; tries < 5 && code != Code::kOk && code != Code::kExists; ++tries) {
+        auto facts = at.Create(id, i == 0 ? BlockKey{} : KeyOf(chain, i - 1), kLong);
+        code = facts.code();
+        if (!facts.ok()) continue;
+        facts->length = static_cast<uint32_t>(bytes.size());
+        facts->crc32c = Crc32c(view);
+        facts->mtime_s = 1'700'000'000;
+        facts->replicas = replicas;
+        code = at.Publish(*facts, std::nullopt, view, kLong).code();
+      }
+      ASSERT_TRUE(code == Code::kOk || code == Code::kExists) << i << ": " << CodeName(code);
+    }
+  }
+  // How many leading blocks are matched, and read; wrong bytes are a failure.
+  static uint64_t Read(meta::Cluster& at, uint64_t chain, uint64_t count) {
+    std::vector<BlockKey> keys;
+    for (uint64_t i = 0; i < count; ++i) keys.push_back(KeyOf(chain, i));
+    const auto match = at.Match(kSpace, keys, true, Millis(5000));
+    if (!match.ok()) return 0;
+    uint64_t good = 0;
+    for (const meta::FoundBlock& block : match->blocks) {
+      std::string bytes(block.length, '\0');
+      if (!at.Read(kSpace, block, std::as_writable_bytes(std::span(bytes)), Millis(10'000)).ok()) {
+        return good;
+      }
+      EXPECT_SAME_BYTES(BytesOf(chain, good), bytes);
+      ++good;
+    }
+    return good;
+  }
+  static bool Eventually(const std::function<bool()>& is_so) {
+    const SystemClock clock;
+    for (const Millis end = clock.Monotonic() + 3 * kLong; clock.Monotonic() < end;) {
+      if (is_so()) return true;
+      std::this_thread::sleep_for(Millis(50));
+    }
+    return false;
+  }
+
+  std::vector<std::string> ClusterWords(const std::string& verb) const {
+    return {"cluster", verb, "--cluster", "etcd://" + etcd_.endpoint()};
+  }
+  CommandResult StatusCommand() const {
+    auto words = ClusterWords("status");
+    words.emplace_back("--json");
+    return RunKvcfs(words);
+  }
+  Json Status() const {
+    const Json json = Json::parse(StatusCommand().out, nullptr, false);
+    return json.is_object() ? json : Json::object();
+  }
+  static Json NodeIn(const Json& status, const std::string& name) {
+    for (const Json& node : status.value("nodes", Json::array())) {
+      if (node.value("name", "") == name) return node;
+    }
+    return Json::object();
+  }
+  uint64_t NodesUp() const {
+    uint64_t up = 0;
+    const Json status = Status();
+    for (const Json& node : status.value("nodes", Json::array())) {
+      up += node.value("answers", false) ? 1 : 0;
+    }
+    return up;
+  }
+
+  const SystemClock clock_;
+  meta::EtcdServer etcd_;
+  std::vector<std::unique_ptr<TestServer>> servers_;
+  std::vector<std::unique_ptr<meta::ClusterRuntime>> clients_;
+};
+
+TEST_F(ServeTest, WhatOneClientPublishesTheOtherReadsAndStatusSaysWhatIsThere) {
+  StartThree();
+  meta::Cluster& writer = Client();
+  meta::Cluster& reader = Client();
+  constexpr uint64_t kBlocks = 40;
+  Publish(writer, 1, kBlocks, 2);
+  EXPECT_EQ(Read(reader, 1, kBlocks + 5), kBlocks);
+  // A copy that a slow server took after all, and nobody wanted any more, goes after a minute.
+  EXPECT_TRUE(Eventually([&] { return Status().value("copies", 0u) == 2 * kBlocks; }));
+  const CommandResult said = StatusCommand();
+  EXPECT_EQ(said.status, 0) << said.out << said.err;
+  const Json status = Json::parse(said.out);
+  EXPECT_EQ(status["copies"], 2 * kBlocks);
+  EXPECT_EQ(status["shards_owned"], 256);
+  EXPECT_EQ(status["capacity_bytes"], 3u * (256u << 20));
+  EXPECT_GT(status["used_bytes"].get<uint64_t>(), 2 * kBlocks * kLength);
+  EXPECT_EQ(status["nodes"].size(), 3u);
+  uint64_t shards = 0, copies = 0;
+  for (const Json& node : status["nodes"]) {
+    EXPECT_TRUE(node["answers"] == true && node["live"] == true && node["draining"] == false);
+    EXPECT_GT(node["shards"].get<uint64_t>(), 0u);
+    EXPECT_GT(node["copies"].get<uint64_t>(), 0u);
+    shards += node["shards"].get<uint64_t>();
+    copies += node["copies"].get<uint64_t>();
+  }
+  EXPECT_EQ(shards, 256u);
+  EXPECT_EQ(copies, 2 * kBlocks);
+  const CommandResult text = RunKvcfs(ClusterWords("status"));
+  EXPECT_EQ(text.status, 0);
+  for (const char* word : {"n1", "n2", "n3", "meta,blocks", "up", "256 of 256"}) {
+    EXPECT_NE(text.out.find(word), std::string::npos) << word << "\n" << text.out;
+  }
+  auto watch = ClusterWords("watch");
+  watch.insert(watch.end(), {"--json", "--count", "2", "--interval", "0.1"});
+  const CommandResult watched = RunKvcfs(watch);
+  EXPECT_EQ(watched.status, 0);
+  EXPECT_EQ(std::count(watched.out.begin(), watched.out.end(), '\n'), 2);
+  for (auto& server : servers_) EXPECT_EQ(server->Stop(), 0) << server->LogTail();
+}
+
+TEST_F(ServeTest, AKilledServerLosesNothingThatHasTwoCopies) {
+  StartThree();
+  meta::Cluster& writer = Client();
+  meta::Cluster& reader = Client();
+  constexpr uint64_t kBlocks = 40;
+  for (uint64_t chain = 1; chain <= 2; ++chain) Publish(writer, chain, kBlocks, 2);
+  servers_[0]->Kill();
+  for (uint64_t chain = 1; chain <= 2; ++chain) {
+    EXPECT_TRUE(Eventually([&] { return Read(reader, chain, kBlocks) == kBlocks; })) << chain;
+  }
+  // Two copies of each again, on those that are left.
+  EXPECT_TRUE(Eventually([&] {
+    const Json status = Status();
+    return status.value("whole", false) && status["nodes"].size() == 2 &&
+           status["copies"] >= 4 * kBlocks && status["repairs_waiting"] == 0;
+  })) << Status().dump(2);
+  // And it comes back with what it had.
+  ASSERT_TRUE(servers_[0]->StartAndAwait()) << servers_[0]->LogTail();
+  EXPECT_TRUE(Eventually([&] {
+    const Json status = Status();
+    return status.value("whole", false) && NodeIn(status, "n1").value("copies", 0u) > 0;
+  })) << Status().dump(2);
+  for (uint64_t chain = 1; chain <= 2; ++chain) {
+    EXPECT_TRUE(Eventually([&] { return Read(reader, chain, kBlocks) == kBlocks; })) << chain;
+  }
+  // Now another one goes, with its memory.
+  servers_[1]->KillMachine();
+  for (uint64_t chain = 1; chain <= 2; ++chain) {
+    EXPECT_TRUE(Eventually([&] { return Read(reader, chain, kBlocks) == kBlocks; })) << chain;
+  }
+}
+
+TEST_F(ServeTest, ARestartBringsBackWhatWasPublished) {
+  TestServer& server = Add("alone");
+  ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();
+  meta::Cluster& client = Client();
+  constexpr uint64_t kBlocks = 30;
+  const auto all_there = [&](uint64_t chain) {
+    return Eventually([&] { return Read(client, chain, kBlocks) == kBlocks; });
+  };
+  // A clean end: everything is on NVMe, the DRAM tier is gone.
+  Publish(client, 1, kBlocks, 1);
+  EXPECT_EQ(server.Stop(), 0);
+  ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();
+  EXPECT_TRUE(all_there(1));
+  // The process dies: what it had in DRAM is still there.
+  Publish(client, 2, kBlocks, 1);
+  server.Kill();
+  ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();
+  EXPECT_TRUE(all_there(1));
+  EXPECT_TRUE(all_there(2));
+}
+
+TEST_F(ServeTest, WhereTheNamespaceWantsItWhatWasPublishedSurvivesTheMachine) {
+  TestServer& server = Add("alone");
+  ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();
+  meta::Cluster& client = Client();
+  ASSERT_TRUE(client.CreateSpace({"ns", kSpace, R"({"durability":"sync"})"}).ok());
+  constexpr uint64_t kBlocks = 10;
+  Publish(client, 1, kBlocks, 1);
+  server.KillMachine();
+  ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();
+  EXPECT_TRUE(Eventually([&] { return Read(client, 1, kBlocks) == kBlocks; }));
+}
+
+TEST_F(ServeTest, ADrainedServerIsEmptyAndMayGo) {
+  StartThree();
+  meta::Cluster& client = Client();
+  constexpr uint64_t kBlocks = 30;
+  for (uint64_t chain = 1; chain <= 3; ++chain) Publish(client, chain, kBlocks, 1);
+  ASSERT_GT(NodeIn(Status(), "n2").value("copies", 0u), 0u);
+  auto words = ClusterWords("drain");
+  words.insert(words.end(), {"n2", "--wait"});
+  const CommandResult drained = RunKvcfs(words);
+  EXPECT_EQ(drained.status, 0) << drained.err;
+  const Json node = NodeIn(Status(), "n2");
+  EXPECT_EQ(node.value("copies", 99u), 0u);
+  EXPECT_EQ(node.value("draining", false), true);
+  EXPECT_EQ(node.value("drained", false), true);
+  for (uint64_t chain = 1; chain <= 3; ++chain) {
+    EXPECT_TRUE(Eventually([&] { return Read(client, chain, kBlocks) == kBlocks; })) << chain;
+  }
+  EXPECT_EQ(servers_[1]->Stop(), 0);
+  for (uint64_t chain = 1; chain <= 3; ++chain) {
+    EXPECT_TRUE(Eventually([&] { return Read(client, chain, kBlocks) == kBlocks; })) << chain;
+  }
+  auto undo = ClusterWords("drain");
+  undo.insert(undo.end(), {"n2", "--undo"});
+  EXPECT_EQ(RunKvcfs(undo).status, 0);
+  auto nobody = ClusterWords("drain");
+  nobody.emplace_back("n7");
+  EXPECT_EQ(RunKvcfs(nobody).status, 1);
+}
+
+TEST_F(ServeTest, WhatCannotBeServedIsSaid) {
+  const std::string cluster = "etcd://" + etcd_.endpoint();
+  EXPECT_EQ(RunKvcfs(ClusterWords("status")).status, 1) << "there is no cluster yet";
+  TestServer& server = Add("n1");
+  ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();
+  const CommandResult same = RunKvcfs({"serve", "--cluster", cluster, "--name", "other", "--listen",
+                                       "127.0.0.1:0", "--data", server.data(), "--dram", "16MiB"});
+  EXPECT_EQ(same.status, 1);
+  EXPECT_NE(same.err.find("in use by kvcfs process"), std::string::npos) << same.err;
+  const TemporaryDirectory directory;
+  const CommandResult name =
+      RunKvcfs({"serve", "--cluster", cluster, "--name", "n1", "--listen", "127.0.0.1:0", "--data",
+                directory.path() + "/data", "--dram", "16MiB", "--nvme", "64MiB"});
+  EXPECT_EQ(name.status, 1);
+  EXPECT_NE(name.err.find("is named n1 already"), std::string::npos) << name.err;
+}
+
+TEST_F(ServeTest, AsADaemonItReturnsWhenItServes) {
+  const TemporaryDirectory directory;
+  const std::string data = directory.path() + "/data";
+  const CommandResult started =
+      RunKvcfs({"serve", "--cluster", "etcd://" + etcd_.endpoint(), "--name", "d", "--listen",
+                "127.0.0.1:0", "--data", data, "--dram", "16MiB", "--nvme", "64MiB", "--daemon"});
+  ASSERT_EQ(started.status, 0) << started.err;
+  EXPECT_TRUE(started.out.starts_with("serving d at 127.0.0.1:")) << started.out;
+  EXPECT_EQ(StatusCommand().status, 0);
+  const auto pid = static_cast<pid_t>(std::stol(ReadWhole(data + "/lock").value_or("0")));
+  ASSERT_GT(pid, 1);
+  EXPECT_EQ(::kill(pid, SIGTERM), 0);
+  // It is nobody's child here: its end shows in the lock that it gives back.
+  const Fd lock(::open((data + "/lock").c_str(), O_RDONLY | O_CLOEXEC));
+  EXPECT_EQ(::flock(lock.get(), LOCK_EX), 0);
+}
+
+}  // namespace
+}  // namespace kvcfs::test

@@ -1,0 +1,60 @@
+// Real `kvcfs serve` processes and an etcd, in a mount namespace of the test's own: whatever
+// happens to the test program, nothing stays mounted, and its servers end with it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+#include <sys/types.h>
+
+#include "tests/integration/calls.h"
+
+namespace kvcfs::test {
+
+// What is missing here for a server (root, the command); empty: nothing is.
+std::string WhyNoServer();
+
+// `kvcfs WORDS...`, to its end.
+CommandResult RunKvcfs(const std::vector<std::string>& words);
+
+class TestServer {
+ public:
+  TestServer(std::string name, std::string etcd, std::vector<std::string> extra = {});
+  ~TestServer();
+  TestServer(const TestServer&) = delete;
+  TestServer& operator=(const TestServer&) = delete;
+
+  // Starts it; Await waits for the line that says that it serves.
+  void Start();
+  bool Await();
+  bool StartAndAwait() {
+    Start();
+    return Await();
+  }
+  // SIGTERM; its exit status.
+  int Stop();
+  // SIGKILL.
+  void Kill();
+  // As if the machine had died: with its memory.
+  void KillMachine();
+  bool running() const { return pid_ > 0; }
+
+  const std::string& name() const { return name_; }
+  const std::string& data() const { return data_; }
+  const std::string& ready_line() const { return ready_line_; }
+  std::string LogTail() const;
+
+ private:
+  int Wait();
+
+  const std::string name_, etcd_;
+  const std::vector<std::string> extra_;
+  TemporaryDirectory directory_;
+  const std::string data_, log_;
+  std::string ready_line_;
+  Fd out_;
+  pid_t pid_ = -1;
+};
+
+}  // namespace kvcfs::test
