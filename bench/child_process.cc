@@ -27,6 +27,7 @@ Status ChildProcess::Start(const std::vector<std::string>& arguments, const std:
   const Fd log_file(::open(log.c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600));
   if (!log_file.valid()) return ErrnoError(errno, "open", log);
   std::vector<char*> argv;
+  argv.reserve(arguments.size() + 1);
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   pid_ = ::fork();
@@ -117,7 +118,7 @@ int FreePort() {
 }
 
 bool IsInstalled(const std::string& program) {
-  const char* path = std::getenv("PATH");
+  const char* path = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe): nobody changes it
   std::string rest = path == nullptr ? "/usr/bin:/bin" : path;
   rest += ":";
   for (size_t end = 0; (end = rest.find(':')) != std::string::npos; rest.erase(0, end + 1)) {

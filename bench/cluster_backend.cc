@@ -123,7 +123,7 @@ class ClusterHost {
 
  private:
   const TemporaryDirectory directory_;
-  const SystemClock clock_;
+  const SystemClock clock_{};
   ChildProcess etcd_, node_;
   std::unique_ptr<meta::ClusterRuntime> runtime_;
   double bytes_ = 0;
@@ -177,7 +177,7 @@ Status RunClusterNode(const std::string& etcd, const std::string& trace_file, ui
   const TraceTree tree(trace);
   const IndexLoad load(tree, 0);
   NoBytes copies;
-  const SystemClock clock;
+  const SystemClock clock{};
   KVC_TRY_ASSIGN(auto transport, MakeTransport(1, true));
   meta::ClusterRuntime runtime(RuntimeOptions(1, meta::kRoleMetadata | meta::kRoleBlocks, etcd),
                                std::move(transport), &clock);

@@ -6,7 +6,6 @@
 
 namespace kvcfs::bench {
 
-
 std::vector<meta::BlockFacts> FactsOf(const IndexLoad& load) {
   std::vector<meta::BlockFacts> all;
   std::vector<uint32_t> place(load.tree().block_count());
@@ -59,6 +58,7 @@ struct CoreCluster::Message {
 
 CoreCluster::CoreCluster(size_t nodes, const std::vector<meta::BlockFacts>& facts)
     : groups_asked_(nodes) {
+  KVC_CHECK(nodes > 0);
   view_.epoch = 1;
   for (size_t i = 0; i < nodes; ++i) {
     view_.nodes.push_back(
@@ -236,9 +236,8 @@ CoreCluster::Answer CoreCluster::Match(size_t client, std::span<const BlockKey> 
   for (const auto& [when, phase] : phases_) phases.push_back(phase);
   // Where a server had to ask another one first, the client's phase took longer than a round trip.
   const rdma::CostPhase trip{.work_requests = 1, .bytes = 128, .queue_pairs = 1};
-  for (double more = answer.depth - static_cast<double>(phases.size()); more > 0; more -= 1) {
-    phases.push_back(trip);
-  }
+  const uint64_t trips = (outcome_time_ + 1) / 2;
+  while (phases.size() < trips) phases.push_back(trip);
   answer.model_us = phases.empty() ? 0 : rdma::CostMicros(phases);
   return answer;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <mutex>
 #include <thread>
 
@@ -28,7 +29,7 @@ double ThreadCpuSeconds() {
 
 double Quantile(std::vector<double>& values, double share) {
   if (values.empty()) return 0;
-  const auto at = static_cast<size_t>(share * static_cast<double>(values.size() - 1) + 0.5);
+  const auto at = static_cast<size_t>(std::lround(share * static_cast<double>(values.size() - 1)));
   std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(at), values.end());
   return values[at];
 }
@@ -195,10 +196,20 @@ Result<IndexRow> RunFixed(const BackendKind& kind, IndexBackend& backend, const 
     return Error{Code::kNotFound, fmt::format("no request has {} cached blocks", keys)};
   }
   const size_t few = questions.size();
-  while (questions.size() < 4000) questions.push_back(questions[questions.size() - few]);
-  return Run(
-      kind, KeyMode::kSha256, backend, [&](size_t i) { return questions[i]; }, questions.size(),
-      clients, nullptr);
+  while (questions.size() < 2000) questions.push_back(questions[questions.size() - few]);
+  // Five rounds and their medians: what else runs on the machine meets some of them only.
+  std::vector<double> p99_us, mean_us;
+  IndexRow row;
+  for (int round = 0; round < 5; ++round) {
+    KVC_TRY_ASSIGN(row, Run(
+                            kind, KeyMode::kSha256, backend, [&](size_t i) { return questions[i]; },
+                            questions.size(), clients, nullptr));
+    p99_us.push_back(row.p99_us);
+    mean_us.push_back(row.mean_us);
+  }
+  row.p99_us = Quantile(p99_us, 0.5);
+  row.mean_us = Quantile(mean_us, 0.5);
+  return row;
 }
 
 Result<std::vector<IndexInterval>> RunIntervals(IndexBackend& backend, const IndexLoad& load,
@@ -229,7 +240,8 @@ Result<std::vector<IndexInterval>> RunIntervals(IndexBackend& backend, const Ind
       }
     }
     for (size_t i = 0; i < intervals; ++i) {
-      all[i] = {.begin_s = 1e-3 * static_cast<double>(end_ms * i / intervals),
+      const uint64_t begin_ms = end_ms * i / intervals;
+      all[i] = {.begin_s = 1e-3 * static_cast<double>(begin_ms),
                 .ranges = ranges[i].size(),
                 .gets = gets[i].size(),
                 .range_p99_us = Quantile(ranges[i], 0.99),

@@ -30,7 +30,7 @@ Result<IndexRow> RunClosed(const BackendKind& kind, KeyMode mode, IndexBackend& 
 Result<IndexRow> RunOpen(const BackendKind& kind, KeyMode mode, IndexBackend& backend,
                          const IndexLoad& load, size_t clients, double seconds);
 
-// Matches of one length only, for one row of issue-like tables: `keys` each, warm if asked before.
+// Matches of so many keys that are all there; p99 and mean are medians of five rounds.
 Result<IndexRow> RunFixed(const BackendKind& kind, IndexBackend& backend, const IndexLoad& load,
                           size_t clients, size_t keys);
 

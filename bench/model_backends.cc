@@ -2,6 +2,7 @@
 // index by one-sided reads, and the honest close competitors: a flat hash table read by n parallel
 // READs, and one call that carries all keys to one server.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/result.h"
@@ -32,7 +33,7 @@ class CallClient final : public IndexClient {
       : cluster_(cluster), number_(cluster->AddClient()), warm_(warm) {}
   Result<size_t> Match(const IndexLoad::Question& question, QuestionCost* cost) override {
     const CoreCluster::Answer answer = cluster_->Match(number_, question.keys, warm_);
-    cost->round_trips += static_cast<uint64_t>(answer.depth + 0.5);
+    cost->round_trips += static_cast<uint64_t>(std::lround(answer.depth));
     cost->bytes += answer.bytes;
     // A cache that has it all costs no round trip, but some work.
     cost->model_us += std::max(answer.model_us, 0.05);

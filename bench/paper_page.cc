@@ -13,7 +13,6 @@ namespace kvcfs::bench {
 namespace {
 
 using tools::EscapeHtml;
-using tools::Plot;
 using tools::PlotSeries;
 
 std::string Lines(const std::string& title, const std::string& note, const std::string& x,

@@ -43,6 +43,12 @@ constexpr size_t EntryBytes(size_t key_bytes) {
 // What a bulk load leaves for inserts.
 constexpr double kFill = 0.8;
 
+// Of a node of 1 KiB, after a bulk load.
+size_t FilledEntries(size_t key_bytes) {
+  const size_t fit = (kNodeBytes - HeaderBytes(key_bytes)) / EntryBytes(key_bytes);
+  return static_cast<size_t>(kFill * static_cast<double>(fit));
+}
+
 constexpr size_t kSpan = 64;
 constexpr size_t kNeighbours = 8;
 constexpr double kHopscotchFill = 0.8;
@@ -73,9 +79,7 @@ class Tree {
       leaves_.push_back({first, std::min(leaf_entries, count - first)});
     }
     entries_per_leaf_ = leaf_entries;
-    const size_t fan_out =
-        static_cast<size_t>(kFill * static_cast<double>((kNodeBytes - HeaderBytes(key_bytes_)) /
-                                                        EntryBytes(key_bytes_)));
+    const size_t fan_out = FilledEntries(key_bytes_);
     inner_levels_ = 0;
     for (size_t nodes = leaves_.size(); nodes > 1; nodes = (nodes + fan_out - 1) / fan_out) {
       ++inner_levels_;
@@ -249,9 +253,7 @@ class ChimeClient final : public TreeClient {
 
 size_t LeafEntries(bool chime, size_t key_bytes) {
   return chime ? static_cast<size_t>(kHopscotchFill * static_cast<double>(kSpan))
-               : static_cast<size_t>(kFill *
-                                     static_cast<double>((kNodeBytes - HeaderBytes(key_bytes)) /
-                                                         EntryBytes(key_bytes)));
+               : FilledEntries(key_bytes);
 }
 
 class TreeBackend final : public IndexBackend {

@@ -54,6 +54,7 @@ FsResult<OpenReply> BlockStore::Open(const Caller& caller, Ino ino, int flags) {
       if (!ref) break;
       const BlockState state = index_.state(*ref);
       if (state.slot != 0) {
+        NoteReuseOnce(*ref);
         index_.Touch(*ref, NowSeconds(), true);
         parts_.resident->Touch(state.slot);
         if (!fetched) metrics.opens_dram.Add();

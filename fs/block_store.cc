@@ -206,6 +206,7 @@ std::optional<BlockView> BlockStore::Find(NamespaceId ns, const BlockKey& key, U
 
 BlockView BlockStore::UseOf(BlockRef ref, Use use) {
   if (use == Use::kPeek) return ViewOf(ref);
+  NoteReuseOnce(ref);
   index_.Touch(ref, NowSeconds(), false);
   const uint32_t lease_ms = Grant(ref);
   if (const uint32_t slot = index_.state(ref).slot; slot != 0) parts_.resident->Touch(slot);
@@ -342,6 +343,7 @@ MatchAnswer BlockStore::Match(NamespaceId ns, std::span<const BlockKey> keys, ui
   answer.blocks.resize(count);
   const uint32_t now_s = NowSeconds();
   uint32_t lease_ms = UINT32_MAX;
+  for (size_t i = 0; i < count; ++i) NoteReuse(refs[i], i + 1 == keys.size(), false);
   // From the tail to the head, so that the head is the more recently used.
   for (size_t i = count; i-- > 0;) {
     index_.Touch(refs[i], now_s, true);

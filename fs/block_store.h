@@ -12,6 +12,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -29,6 +30,7 @@
 #include "fs/fs_types.h"
 #include "fs/namespace_table.h"
 #include "fs/resident_set.h"
+#include "fs/reuse_policy.h"
 #include "iouring/segment_store.h"
 #include "iouring/slot_tier.h"
 #include "meta/chain_index.h"
@@ -212,6 +214,13 @@ class BlockStore : public SlotOwner {
   void GiveOtherIno(uint64_t hash) KVC_REQUIRES(mutex_);
   uint32_t Grant(meta::BlockRef ref) KVC_REQUIRES(mutex_);
   bool IsHeld(meta::BlockRef ref) KVC_REQUIRES(mutex_);  // leased, open, or a child is written
+  // For the policy of eviction: a request used it, or published it.
+  void NoteReuse(meta::BlockRef ref, bool tip, bool published) KVC_REQUIRES(mutex_);
+  // The same of a call that may belong to a request that was counted: then nothing.
+  void NoteReuseOnce(meta::BlockRef ref) KVC_REQUIRES(mutex_);
+  // Evicts leaves that may go, in the policy's order, until that is enough; so many bytes.
+  uint64_t EvictLeaves(const std::function<bool(meta::BlockRef)>& may_go,
+                       const std::function<bool(uint64_t freed)>& enough) KVC_REQUIRES(mutex_);
   // Waits, bounded, while a writer of that key has flushed and not yet released.
   void AwaitPublication(meta::NamespaceId ns, const BlockKey& key, MutexLock& lock)
       KVC_REQUIRES(mutex_);
@@ -330,6 +339,8 @@ class BlockStore : public SlotOwner {
   std::condition_variable_any published_;  // a pending block came or went; a fetch ended
   meta::ChainIndex index_ KVC_GUARDED_BY(mutex_);
   meta::LeaseTable leases_ KVC_GUARDED_BY(mutex_);
+  ReusePolicy reuse_ KVC_GUARDED_BY(mutex_);
+  uint64_t choices_ KVC_GUARDED_BY(mutex_) = 0;  // of leaves to evict: a number for each
   std::unordered_map<uint64_t, std::vector<SlotId>> pending_ KVC_GUARDED_BY(mutex_);  // by hash62
   std::unordered_map<uint64_t, uint32_t> pins_ KVC_GUARDED_BY(mutex_);  // children being written
   std::unordered_map<uint64_t, int> fetching_ KVC_GUARDED_BY(mutex_);   // by hash62

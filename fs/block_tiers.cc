@@ -11,6 +11,7 @@
 #include "fs/block_metrics.h"
 #include "fs/block_store.h"
 #include "meta/block_records.h"
+#include "meta/placement.h"
 
 namespace kvcfs::fs {
 namespace {
@@ -31,6 +32,8 @@ constexpr milliseconds kRetryWhenFull{1000};
 constexpr std::chrono::seconds kDurableLimit{30};
 constexpr milliseconds kRecordsDelay{20};  // group commit: many records, one write
 constexpr uint64_t kRecordsCountMax = 4096;
+// What matches a block, looks it up, and opens it does so within less.
+constexpr uint32_t kOneRequestSeconds = 2;
 
 bool ReadAll(int fd, std::span<std::byte> into) {
   size_t done = 0;
@@ -415,35 +418,73 @@ bool BlockStore::TryEvict(SlotId slot) {
   return true;
 }
 
-uint64_t BlockStore::Shed(uint64_t bytes) {
+void BlockStore::NoteReuse(BlockRef ref, bool tip, bool published) {
+  const NamespaceId ns = index_.namespace_of(ref);
+  reuse_.Used({.hash = meta::BlockHash(ns, index_.key(ref)),
+               .tip = tip,
+               .was_cached = !published,
+               .cached_blocks = index_.block_count()});
+  if (published && index_.ordinal(ref) > 0) {
+    reuse_.Extended(meta::BlockHash(ns, index_.parent_key(ref)));
+  }
+}
+
+void BlockStore::NoteReuseOnce(BlockRef ref) {
+  if (NowSeconds() - index_.state(ref).last_use_s <= kOneRequestSeconds) return;
+  NoteReuse(ref, index_.child_count(ref) == 0, false);
+}
+
+uint64_t BlockStore::EvictLeaves(const std::function<bool(BlockRef)>& may_go,
+                                 const std::function<bool(uint64_t freed)>& enough) {
   uint64_t freed = 0;
+  const auto hash_of = [&](BlockRef ref) KVC_NO_ANALYSIS {
+    return meta::BlockHash(index_.namespace_of(ref), index_.key(ref));
+  };
+  std::vector<BlockRef> leaves;
+  std::vector<uint64_t> hashes;
+  const auto evict = [&](bool choose) KVC_NO_ANALYSIS {
+    index_.VisitColdestLeaves([&](BlockRef coldest) KVC_NO_ANALYSIS {
+      if (!may_go(coldest)) return !enough(freed);
+      leaves.assign(1, coldest);
+      hashes.assign(1, hash_of(coldest));
+      for (size_t i = 1; i < ReusePolicy::kCandidates && choose; ++i) {
+        const auto other = index_.SomeLeaf(meta::MixHash(++choices_, 0));
+        if (!other || !may_go(*other)) continue;
+        leaves.push_back(*other);
+        hashes.push_back(hash_of(*other));
+      }
+      const BlockRef victim = leaves[reuse_.Choose(hashes)];
+      freed += index_.state(victim).length;
+      RemoveLeaf(victim, BlockMetrics::Get().evicted_capacity);
+      return !enough(freed);
+    });
+  };
+  if (reuse_.learned()) evict(true);
+  // Leaves that were spared as the coldest were seen once; if all others were not enough, they go.
+  if (!enough(freed)) evict(false);
+  return freed;
+}
+
+uint64_t BlockStore::Shed(uint64_t bytes) {
   MutexLock lock(mutex_);
   if (parts_.cluster != nullptr) return ShedCopies(bytes);
-  index_.VisitColdestLeaves([&](BlockRef ref) KVC_NO_ANALYSIS {
-    const BlockState state = index_.state(ref);
-    if (state.segment != 0 && !IsHeld(ref)) {
-      freed += state.length;
-      RemoveLeaf(ref, BlockMetrics::Get().evicted_capacity);
-    }
-    return freed < bytes;
-  });
-  return freed;
+  return EvictLeaves([&](BlockRef ref)
+                         KVC_NO_ANALYSIS { return index_.state(ref).segment != 0 && !IsHeld(ref); },
+                     [&](uint64_t freed) { return freed >= bytes; });
 }
 
 bool BlockStore::MakeQuotaRoom(const Namespace& space) {
   if (space.quota_bytes == 0) return true;
   MutexLock lock(mutex_);
-  const auto over = [&]() KVC_NO_ANALYSIS {
-    return space_bytes_[space.id] + space.block_bytes > space.quota_bytes;
+  const auto fits = [&]() KVC_NO_ANALYSIS {
+    return space_bytes_[space.id] + space.block_bytes <= space.quota_bytes;
   };
-  if (!over()) return true;
-  index_.VisitColdestLeaves([&](BlockRef ref) KVC_NO_ANALYSIS {
-    if (index_.namespace_of(ref) == space.id && !IsHeld(ref)) {
-      RemoveLeaf(ref, BlockMetrics::Get().evicted_capacity);
-    }
-    return over();
-  });
-  return !over();
+  if (fits()) return true;
+  (void)EvictLeaves(
+      [&](BlockRef ref)
+          KVC_NO_ANALYSIS { return index_.namespace_of(ref) == space.id && !IsHeld(ref); },
+      [&](uint64_t) { return fits(); });
+  return fits();
 }
 
 // ---- segments

@@ -445,6 +445,7 @@ void BlockStore::PublishSlot(SlotId slot) {
     }
     return Discard(slot, &metrics.collision);
   }
+  NoteReuse(*ref, true, true);
   const uint64_t hash = BlockHash62(record.namespace_id, record.key);
   ForgetPending(slot);
   ghosts_.erase(hash);

@@ -23,10 +23,8 @@ uint64_t Remembered(uint64_t cached_blocks) {
   return kRememberedPerBlock * std::max(cached_blocks, kRoundUsesMin);
 }
 
-// Of the ages in a bucket, the least.
-double LeastAge(size_t bucket, size_t per_octave) {
-  return bucket == 0 ? 0 : std::exp2(static_cast<double>(bucket) / static_cast<double>(per_octave));
-}
+// 32,768 of the entries tell the rank of an age well enough.
+constexpr size_t kRankedMax = 1u << 15;
 
 }  // namespace
 
@@ -109,6 +107,19 @@ void ReusePolicy::Used(const Use& use) {
   Learn();
 }
 
+void ReusePolicy::Extended(uint64_t hash) {
+  const auto name = static_cast<uint32_t>(hash >> 32);
+  const size_t set = SetOf(name);
+  for (size_t way = 0; way < kWays; ++way) {
+    Entry& entry = entries_[set + way];
+    if (entry.uses == 0 || entry.hash != name || !entry.tip()) continue;
+    double& as_tip = groups_[entry.group()].uses;
+    as_tip = std::max(0.0, as_tip - 1);
+    entry.uses &= ~kTip;
+    groups_[entry.group()].uses += 1;
+  }
+}
+
 void ReusePolicy::CompareWithLru(uint64_t cached_blocks) {
   if (lru_hits_ - hits_ > kBehindShare * lru_hits_ + 3 * std::sqrt(lru_hits_)) {
     groups_ = {};
@@ -117,20 +128,33 @@ void ReusePolicy::CompareWithLru(uint64_t cached_blocks) {
   }
   hits_ *= kComparedShare;
   lru_hits_ *= kComparedShare;
+  // Entries lie by their hash, so the first of them are as good as any.
+  const size_t ranked = std::min(entries_.size(), kRankedMax);
   std::vector<uint32_t> ages;
-  for (const Entry& entry : entries_) {
-    if (entry.uses != 0) ages.push_back(clock_ - entry.last);
+  for (size_t i = 0; i < ranked; ++i) {
+    if (entries_[i].uses != 0) ages.push_back(clock_ - entries_[i].last);
   }
-  if (cached_blocks == 0 || ages.size() < cached_blocks) {
+  const uint64_t would_be_cached = cached_blocks * ranked / entries_.size();
+  if (would_be_cached == 0 || ages.size() < would_be_cached) {
     lru_age_ = 0;
     return;
   }
-  const auto oldest = ages.begin() + static_cast<std::ptrdiff_t>(cached_blocks - 1);
+  const auto oldest = ages.begin() + static_cast<std::ptrdiff_t>(would_be_cached - 1);
   std::nth_element(ages.begin(), oldest, ages.end());
   lru_age_ = *oldest;
 }
 
 void ReusePolicy::Learn() {
+  static const std::array<double, kBuckets> kWidths = [] {
+    std::array<double, kBuckets> widths{};
+    for (size_t b = 0; b < kBuckets; ++b) {
+      const auto octaves = static_cast<double>(b) / kPerOctave;
+      // Ages below 2^(1/4) are in the first.
+      const double least = b == 0 ? 0 : std::exp2(octaves);
+      widths[b] = std::exp2(octaves + 1.0 / kPerOctave) - least;
+    }
+    return widths;
+  }();
   for (Group& group : groups_) {
     // left[b]: how many had not been used again when they came to bucket b.
     std::array<double, kBuckets + 1> left{};
@@ -139,9 +163,8 @@ void ReusePolicy::Learn() {
     for (size_t from = 0; from < kBuckets; ++from) {
       double best = 0, used = 0, kept = 0;
       for (size_t b = from; b < kBuckets && left[from] > 0; ++b) {
-        const double width = LeastAge(b + 1, kPerOctave) - LeastAge(b, kPerOctave);
         used += group.again[b];
-        kept += width * (left[b] + left[b + 1]) / 2;
+        kept += kWidths[b] * (left[b] + left[b + 1]) / 2;
         if (kept > 0) best = std::max(best, used / kept);
       }
       group.worth[from] = best;

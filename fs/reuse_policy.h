@@ -37,6 +37,8 @@ class ReusePolicy {
     uint64_t cached_blocks = 0;  // of all
   };
   void Used(const Use& use);
+  // A block was published behind it: it is no tip any more.
+  void Extended(uint64_t hash);
 
   // Which of these leaves should go. The first is the least recently used one, the others are any.
   size_t Choose(std::span<const uint64_t> hashes) const;

@@ -507,6 +507,18 @@ void ChainIndex::VisitColdestLeaves(const std::function<bool(BlockRef)>& visit) 
   }
 }
 
+std::optional<BlockRef> ChainIndex::SomeLeaf(uint64_t random) const {
+  const Rep& rep = *rep_;
+  if (rep.queue.empty()) return std::nullopt;
+  const LeafQueue::Entry& entry = rep.queue.At(random % rep.queue.size());
+  const uint64_t run = entry.run;
+  if (!rep.runs.Exists(run) || !rep.runs.InQueue(run) || !rep.EndsInLeaf(run) ||
+      rep.runs.queued_at(run) != entry.second) {
+    return std::nullopt;
+  }
+  return rep.RefOf(run, rep.runs.length(run) - 1);
+}
+
 uint64_t ChainIndex::block_count() const {
   return rep_->table.slot_count();
 }

@@ -107,8 +107,10 @@ class ChainIndex {
                   const std::function<bool(BlockRef, uint64_t next_cookie)>& visit) const;
 
   // The leaves in order of last use, coldest first, until visit returns false. visit may remove the
-  // leaf it was given (then its parent may come as a leaf in its turn).
+  // leaf it was given (then its parent may come as a leaf in its turn), or another one.
   void VisitColdestLeaves(const std::function<bool(BlockRef)>& visit);
+  // Any leaf, by a random number; sometimes nothing although there are some.
+  std::optional<BlockRef> SomeLeaf(uint64_t random) const;
 
   uint64_t block_count() const;
   uint64_t block_count(NamespaceId ns) const;

@@ -23,6 +23,9 @@ class LeafQueue {
   };
 
   bool empty() const { return heap_.empty(); }
+  uint64_t size() const { return heap_.size(); }
+  // In no order that means anything.
+  const Entry& At(uint64_t place) const { return heap_[place]; }
 
   // False: pushed, but there are more than `wanted` entries now: call Keep.
   bool Push(const Entry& entry, uint64_t wanted) {

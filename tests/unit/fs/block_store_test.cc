@@ -189,6 +189,27 @@ TEST_F(BlockStoreTest, LeasesStopAtTheCapAndKeepFromBeingShed) {
   EXPECT_TRUE(Has(keys[2]));
 }
 
+TEST_F(BlockStoreTest, WhatComesAgainIsShedAfterWhatDoesNot) {
+  const auto hot = PutChain(8, 1, true);
+  std::vector<BlockKey> once;
+  for (uint64_t i = 0; i < 60; ++i) {
+    once.push_back(PutChain(1, 100 + i, true)[0]);
+    // Twenty others come, or ten, and it is used again and again.
+    for (int use = 0; use < 80 && (i == 19 || i == 29 || i == 49 || i == 59); ++use) {
+      EXPECT_EQ(blocks_->Match(space_.id, hot, BlockStore::kMatchNoLease).count, hot.size());
+    }
+  }
+  clock_.Advance(std::chrono::seconds(60));
+  // Now `hot` is colder than these.
+  for (uint64_t i = 0; i < 12; ++i) once.push_back(PutChain(1, 200 + i, true)[0]);
+  clock_.Advance(std::chrono::seconds(60));
+  EXPECT_GE(blocks_->Shed(66 * kBlockBytes), 66 * kBlockBytes);
+  EXPECT_EQ(blocks_->Match(space_.id, hot, BlockStore::kMatchNoLease).count, hot.size());
+  // All goes if all must.
+  EXPECT_EQ(blocks_->Shed(1 << 30), (hot.size() + once.size() - 66) * kBlockBytes);
+  EXPECT_EQ(blocks_->Stats().blocks, 0u);
+}
+
 TEST_F(BlockStoreTest, TheTierEvictsToNvmeAndPromotesOnOpen) {
   const auto keys = PutChain(400, 1);  // 25 MiB through a tier of 16
   uint64_t wrong = 0, nvme = 0;

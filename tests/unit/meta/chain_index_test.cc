@@ -206,6 +206,46 @@ TEST(ChainIndexTest, MemoryFollowsWhatIsCached) {
   index.CheckInvariants();
 }
 
+TEST(ChainIndexTest, SomeLeafIsALeafAndAnyOfThem) {
+  ChainIndex index;
+  EXPECT_FALSE(index.SomeLeaf(1).has_value());
+  std::set<BlockKey> leaves;
+  for (uint64_t chain = 0; chain < 20; ++chain) {
+    BlockKey tip;
+    for (uint64_t ordinal = 0; ordinal < 1 + chain; ++ordinal) {
+      const BlockKey key = ChainKey(tip, 100 * chain + ordinal);
+      ASSERT_TRUE(index.Insert(1, key, tip, SomeState(1)).ok());
+      tip = key;
+    }
+    leaves.insert(tip);
+  }
+  std::mt19937_64 random(5);
+  const auto look = [&] {
+    std::set<BlockKey> seen;
+    for (int i = 0; i < 2000; ++i) {
+      const std::optional<BlockRef> leaf = index.SomeLeaf(random());
+      if (!leaf) continue;
+      EXPECT_EQ(index.child_count(*leaf), 0u);
+      seen.insert(index.key(*leaf));
+    }
+    return seen;
+  };
+  EXPECT_EQ(look(), leaves);
+  // Whatever visits and removals leave in the queue.
+  index.VisitColdestLeaves([&](BlockRef coldest) {
+    const std::optional<BlockRef> other = index.SomeLeaf(random());
+    const BlockRef victim = other ? *other : coldest;
+    leaves.erase(index.key(victim));
+    const BlockRef parent = index.parent(victim);
+    const BlockKey above = parent.valid() ? index.key(parent) : BlockKey{};
+    EXPECT_TRUE(index.RemoveLeaf(victim).ok());
+    if (!above.IsZero()) leaves.insert(above);
+    return index.block_count() > 150;
+  });
+  index.CheckInvariants();
+  EXPECT_EQ(look(), leaves);
+}
+
 // Names that people make up: 64 digits of which few differ.
 TEST(ChainIndexTest, KeysThatHardlyDiffer) {
   ChainIndex index;
