@@ -249,6 +249,9 @@ TEST_F(ServeTest, ARestartBringsBackWhatWasPublished) {
   // A clean end: everything is on NVMe, the DRAM tier is gone.
   Publish(client, 1, kBlocks, 1);
   EXPECT_EQ(server.Stop(), 0);
+  const CommandResult checked = RunKvcfs({"fsck", "--data", server.data()});
+  EXPECT_EQ(checked.status, 0) << checked.out;
+  EXPECT_NE(checked.out.find("30 entries"), std::string::npos) << checked.out;
   ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();
   EXPECT_TRUE(all_there(1));
   // The process dies: what it had in DRAM is still there.
@@ -298,6 +301,41 @@ TEST_F(ServeTest, ADrainedServerIsEmptyAndMayGo) {
   auto nobody = ClusterWords("drain");
   nobody.emplace_back("n7");
   EXPECT_EQ(RunKvcfs(nobody).status, 1);
+}
+
+TEST_F(ServeTest, WithCertificatesOnlyWhoHasOneIsAnswered) {
+  const TemporaryDirectory certs, others;
+  const auto make = [](const TemporaryDirectory& at, const std::string& role_and_name) {
+    return Shell(std::string(KVC_SOURCE_DIR) + "/tools/dev-certs.sh " + at.path() + " " +
+                 role_and_name)
+        .status;
+  };
+  ASSERT_EQ(make(certs, "node n1"), 0);
+  ASSERT_EQ(make(certs, "client operator"), 0);
+  ASSERT_EQ(make(others, "client operator"), 0);
+  // This etcd knows no TLS.
+  const auto words = [](const TemporaryDirectory& at, const std::string& name) {
+    return std::vector<std::string>{
+        "--tls-cert", at.path() + "/" + name + ".pem", "--tls-key", at.path() + "/" + name + ".key",
+        "--tls-ca",   at.path() + "/ca.pem",           "--set",     "cluster.etcd_tls=false"};
+  };
+  TestServer& server = Add("n1", words(certs, "n1"));
+  ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();
+  const auto status = [&](const std::vector<std::string>& extra) {
+    auto all = ClusterWords("status");
+    all.insert(all.end(), extra.begin(), extra.end());
+    return RunKvcfs(all);
+  };
+  const CommandResult good = status(words(certs, "operator"));
+  EXPECT_EQ(good.status, 0) << good.out << good.err;
+  EXPECT_EQ(status(words(others, "operator")).status, 1) << "another authority";
+  EXPECT_EQ(status({}).status, 1) << "no certificate";
+  EXPECT_NE(status({}).out.find("silent"), std::string::npos);
+  const TemporaryDirectory data;
+  auto as_client = words(certs, "operator");
+  as_client.insert(as_client.begin(), {"serve", "--cluster", "etcd://" + etcd_.endpoint(), "--data",
+                                       data.path(), "--listen", "127.0.0.1:0"});
+  EXPECT_EQ(RunKvcfs(as_client).status, 2) << "a client's certificate does not serve";
 }
 
 TEST_F(ServeTest, WhatCannotBeServedIsSaid) {
