@@ -138,6 +138,10 @@ class ClusterBackend final : public IndexBackend {
     return std::unique_ptr<IndexClient>(std::make_unique<TcpClient>(host_->cluster(), warm_));
   }
   std::optional<double> ServerCpuSeconds() override { return host_->CpuSeconds(); }
+  std::optional<uint64_t> NetworkBytes() override {
+    const rdma::TransportStats stats = host_->cluster()->Describe().transport;
+    return stats.bytes_sent + stats.bytes_received;
+  }
   double bytes_per_block() const override { return host_->bytes_per_block(); }
 
  private:

@@ -85,6 +85,8 @@ class IndexBackend {
   virtual Result<std::unique_ptr<IndexClient>> Connect() = 0;
   // So far; nothing: it works on the caller's thread.
   virtual std::optional<double> ServerCpuSeconds() { return std::nullopt; }
+  // Sent and received so far by all clients; nothing: they count what they cost themselves.
+  virtual std::optional<uint64_t> NetworkBytes() { return std::nullopt; }
   virtual double bytes_per_block() const { return 0; }  // 0: not known
 };
 

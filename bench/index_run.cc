@@ -111,8 +111,10 @@ Result<IndexRow> Run(const BackendKind& kind, KeyMode mode, IndexBackend& backen
     client = Seen{};
   }
   const std::optional<double> cpu_before = backend.ServerCpuSeconds();
+  const std::optional<uint64_t> bytes_before = backend.NetworkBytes();
   const double seconds = run(due_us);
   const std::optional<double> cpu_after = backend.ServerCpuSeconds();
+  const std::optional<uint64_t> bytes_after = backend.NetworkBytes();
 
   IndexRow row{.backend = kind.backend,
                .keys = NameOf(mode),
@@ -139,6 +141,7 @@ Result<IndexRow> Run(const BackendKind& kind, KeyMode mode, IndexBackend& backen
   row.round_trips /= count;
   row.reads /= count;
   row.bytes /= count;
+  if (bytes_after) row.bytes = static_cast<double>(*bytes_after - *bytes_before) / count;
   // Of a model: each client asks one question after the other, and servers are never busy.
   row.requests_per_second =
       is_model ? static_cast<double>(clients) * 1e6 / row.mean_us : count / std::max(seconds, 1e-9);

@@ -71,6 +71,9 @@ TEST_F(PaperTest, JsonAndReport) {
     }
     EXPECT_LE(row["p50_us"].get<double>(), row["p99_us"].get<double>());
     EXPECT_LE(row["p99_us"].get<double>(), row["p999_us"].get<double>());
+    if (row["transport"] != "inproc") {
+      EXPECT_GT(row["bytes"].get<double>(), 0);
+    }
     backends.insert(row["backend"].get<std::string>() + " " + row["transport"].get<std::string>());
   }
   std::set<std::string> wanted = {
