@@ -46,6 +46,12 @@ build() { cmake --preset "$preset" && "${plainly[@]}" cmake --build --preset "$p
 tests() { "${plainly[@]}" ctest --preset "$preset" --no-tests=error "$@"; }
 
 step install tools/deps/install.sh || exit 1
+# Guests are for the release preset. Without them all other tests run all the same.
+if [[ $preset == release && ( ${#labels[@]} == 0 || " ${labels[*]} " == *" vm "* ) ]]; then
+  if ! tools/deps/install.sh --vm; then
+    echo "test.sh: QEMU cannot be installed here; the tests labelled vm will say that they were skipped"
+  fi
+fi
 if [[ ! -e /dev/fuse ]]; then modprobe fuse 2>/dev/null || true; fi
 if [[ ! -e /dev/fuse ]]; then echo "test.sh: no /dev/fuse here; the tests that mount will say that they were skipped"; fi
 step build build || exit 1

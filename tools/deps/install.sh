@@ -5,8 +5,9 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: tools/deps/install.sh [--ci] [--check]
+usage: tools/deps/install.sh [--ci] [--vm] [--check]
   --ci      also what the checks of .ci/run need (tools/deps/packages-ci.txt)
+  --vm      also what the tests labelled vm need (tools/deps/packages-vm.txt)
   --check   install nothing; name what is missing and exit 1 if anything is
 TEXT
 }
@@ -17,6 +18,7 @@ check_only=no
 for arg in "$@"; do
   case $arg in
     --ci) lists+=("$here/packages-ci.txt") ;;
+    --vm) lists+=("$here/packages-vm.txt") ;;
     --check) check_only=yes ;;
     -h | --help) usage; exit 0 ;;
     *) echo "install.sh: unknown option '$arg'" >&2; usage >&2; exit 2 ;;
