@@ -34,22 +34,6 @@ Hello TcpShared::OwnHello(bool bulk) const {
           .features = kFeatures};
 }
 
-Outgoing MakeFrame(FrameHeader header, Bytes head, std::span<const std::byte> bulk) {
-  Outgoing frame;
-  header.bulk_bytes = static_cast<uint32_t>(bulk.size());
-  frame.header = EncodeHeader(header, head);
-  frame.head = std::move(head);
-  frame.bulk = bulk;
-  frame.id = header.request_id;
-  return frame;
-}
-
-Outgoing MakeGoodbye(const Error& why) {
-  const auto text =
-      std::as_bytes(std::span(why.text)).first(std::min<size_t>(why.text.size(), 4000));
-  return MakeFrame({.kind = FrameKind::kGoodbye, .code = why.code}, {text.begin(), text.end()});
-}
-
 TcpConnection::TcpConnection(std::shared_ptr<TcpShared> shared, std::shared_ptr<TcpLoop> loop,
                              bool server, bool bulk, std::string peer_text)
     : shared_(std::move(shared)),

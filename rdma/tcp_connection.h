@@ -25,6 +25,7 @@
 #include "base/fd.h"
 #include "base/mutex.h"
 #include "rdma/frame_parser.h"
+#include "rdma/outgoing.h"
 #include "rdma/regions.h"
 #include "rdma/tcp_loop.h"
 #include "rdma/tls_files.h"
@@ -51,20 +52,6 @@ struct TcpShared {
     return {.head_bytes_max = options.frame_bytes_max, .bulk_bytes_max = options.bulk_bytes_max};
   }
 };
-
-// A frame on its way out.
-struct Outgoing {
-  HeaderBytes header{};
-  Bytes head;
-  std::span<const std::byte> bulk;
-  Regions::Loan loan;              // if the bulk is of a region
-  std::function<void()> released;  // the bulk is free again; on the loop
-  uint64_t id = 0;                 // of the request
-  size_t bytes() const { return header.size() + head.size() + bulk.size(); }
-};
-
-Outgoing MakeFrame(FrameHeader header, Bytes head, std::span<const std::byte> bulk = {});
-Outgoing MakeGoodbye(const Error& why);
 
 class TcpConnection : public LoopMember,
                       public FrameSink,

@@ -9,36 +9,11 @@
 
 #include <atomic>
 #include <memory>
-#include <utility>
 
+#include "rdma/outgoing.h"
 #include "rdma/tcp_connection.h"
 
 namespace kvcfs::rdma {
-
-// Memory for the bulk of one request, counted.
-class OwnBulk {
- public:
-  OwnBulk() = default;
-  // Not zeroed: it is overwritten at once.
-  OwnBulk(std::atomic<uint64_t>* counter, size_t bytes)
-      : counter_(counter), bytes_(bytes), memory_(new std::byte[bytes]) {}
-  OwnBulk(OwnBulk&& other) noexcept { *this = std::move(other); }
-  OwnBulk& operator=(OwnBulk&& other) noexcept {
-    std::swap(counter_, other.counter_);
-    std::swap(bytes_, other.bytes_);
-    std::swap(memory_, other.memory_);
-    return *this;
-  }
-  ~OwnBulk() {
-    if (memory_ != nullptr) counter_->fetch_sub(bytes_, std::memory_order_relaxed);
-  }
-  std::span<std::byte> span() const { return {memory_.get(), bytes_}; }
-
- private:
-  std::atomic<uint64_t>* counter_ = nullptr;
-  size_t bytes_ = 0;
-  std::unique_ptr<std::byte[]> memory_;
-};
 
 class TcpServed final : public TcpConnection {
  public:

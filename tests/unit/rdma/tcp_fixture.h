@@ -2,6 +2,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -18,6 +19,7 @@
 #include "base/fd.h"
 #include "rdma/frame_parser.h"
 #include "rdma/tcp.h"
+#include "rdma/verbs.h"
 #include "rdma/wire.h"
 #include "tests/unit/rdma/echo_service.h"
 
@@ -25,8 +27,29 @@ namespace kvcfs::rdma {
 
 inline constexpr Millis kLong{60'000};  // a bound for the test as a whole, not a verdict
 
+// What tests/vm says in the guest: KVC_TEST_TRANSPORT=verbs, KVC_TEST_HOST the address of a device,
+// KVC_TEST_CERTS a folder with the certificates that such an address wants. Else: TCP on loopback.
+inline std::string TestSetting(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+inline bool TestsVerbs() {
+  return TestSetting("KVC_TEST_TRANSPORT") == "verbs";
+}
+inline std::string TestHost() {
+  const std::string host = TestSetting("KVC_TEST_HOST");
+  return host.empty() ? "127.0.0.1" : host;
+}
+inline Result<std::unique_ptr<Transport>> MakeTestTransport(const TransportOptions& options) {
+  return TestsVerbs() ? MakeVerbsTransport(options) : MakeTcpTransport(options);
+}
+
 inline TransportOptions OptionsOf(uint64_t node) {
   TransportOptions options;
+  if (const std::string certs = TestSetting("KVC_TEST_CERTS"); !certs.empty()) {
+    const std::string base = certs + "/n" + std::to_string(node);
+    options.tls = {base + ".pem", base + ".key", certs + "/ca.pem"};
+  }
   options.self = {node, node};
   options.name = "n" + std::to_string(node);
   options.heartbeat = kLong;  // a loaded machine is not silence; tests of silence set their own
@@ -79,11 +102,20 @@ class TcpTest : public testing::Test {
     client_.reset();
     server_.reset();
     Serve(server);
-    client_ = std::move(MakeTcpTransport(client)).value();
+    client_ = std::move(MakeTestTransport(client)).value();
     peer_ = client_->Connect(address_);
+    if (TestsVerbs()) WaitForVerbs();
+  }
+  // Queue pairs are made when a peer is used first. A WRITE to nothing uses it.
+  void WaitForVerbs() {
+    ASSERT_TRUE(Eventually([&] {
+      if (peer_->provider() == "verbs") return true;
+      const Reply reply = peer_->WriteAndWait({1, 0, 1}, Bytes(1), kLong);
+      return reply.code == Code::kDenied;  // it does not talk with us, and will not
+    }));
   }
   void Serve(const TransportOptions& options) {
-    auto made = MakeTcpTransport(options);
+    auto made = MakeTestTransport(options);
     ASSERT_TRUE(made.ok()) << made.error().text;
     server_ = std::move(*made);
     const auto address = server_->Listen(address_, &service_);
@@ -97,7 +129,7 @@ class TcpTest : public testing::Test {
 
   Bytes slot_;  // is received into until the server has ended
   EchoService service_;
-  Address address_{.host = "127.0.0.1", .port = 0};
+  Address address_{.host = TestHost(), .port = 0};
   std::unique_ptr<Transport> server_, client_;
   std::shared_ptr<Peer> peer_;
 };

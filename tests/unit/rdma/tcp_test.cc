@@ -1,4 +1,5 @@
-// Two transports in one process, over real sockets: what is promised.
+// Two transports in one process, over real sockets: what is promised. tests/vm runs the same over
+// verbs.
 #include "rdma/tcp.h"
 
 #include <atomic>
@@ -239,8 +240,8 @@ TEST(TcpServer, DISABLED_ServesUntilItIsKilled) {
   EchoService service;
   TransportOptions options = OptionsOf(1);
   options.heartbeat = Millis(100);
-  auto server = MakeTcpTransport(options);
-  const auto address = (*server)->Listen({.host = "127.0.0.1", .port = 0}, &service);
+  auto server = MakeTestTransport(options);
+  const auto address = (*server)->Listen({.host = TestHost(), .port = 0}, &service);
   const uint16_t port = address->port;
   ASSERT_EQ(::write(kPortFd, &port, sizeof(port)), ssize_t{sizeof(port)});
   for (;;) ::pause();
@@ -263,8 +264,8 @@ TEST_F(TcpTest, AProcessThatIsKilledOrStopped) {
     ASSERT_EQ(::read(ports[0], &port, sizeof(port)), ssize_t{sizeof(port)});
     options = OptionsOf(2);
     options.heartbeat = Millis(100);
-    auto client = std::move(MakeTcpTransport(options)).value();
-    auto peer = client->Connect({.host = "127.0.0.1", .port = port});
+    auto client = std::move(MakeTestTransport(options)).value();
+    auto peer = client->Connect({.host = TestHost(), .port = port});
     ASSERT_TRUE(Eventually(
         [&] { return peer->CallAndWait(kEcho, {}, {.timeout = kLong}).code == Code::kOk; }));
     Answers answers;
@@ -298,6 +299,10 @@ TEST_F(TcpTest, AnotherClusterIsRefusedWithAText) {
 }
 
 TEST_F(TcpTest, BeyondLoopbackItWantsCertificates) {
+  TransportOptions plain = OptionsOf(1);
+  plain.tls = {};
+  server_ = std::move(MakeTestTransport(plain)).value();
+  client_ = std::move(MakeTestTransport(plain)).value();
   const auto listened = server_->Listen({.host = "0.0.0.0", .port = 0}, &service_);
   ASSERT_FALSE(listened.ok());
   const Reply reply = client_->Connect({.host = "10.1.2.3", .port = 1})->CallAndWait(kEcho, {}, {});

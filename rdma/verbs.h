@@ -1,0 +1,19 @@
+// The transport over RDMA verbs, beside the one over TCP.
+//
+// Every peer is connected to over TCP first (with TLS, as tcp.h says), which proves who it is and
+// tells keys; then by queue pairs, if a device of both hosts reaches the other. Until then, and
+// where there is none, TCP carries everything: a cluster may be mixed. Threads: verbs-0 and those
+// of the TCP transport; verbs-register.
+// Fails: kUnsupported no RDMA device here; else as MakeTcpTransport.
+#pragma once
+
+#include <memory>
+
+#include "base/result.h"
+#include "rdma/transport.h"
+
+namespace kvcfs::rdma {
+
+Result<std::unique_ptr<Transport>> MakeVerbsTransport(const TransportOptions& options);
+
+}  // namespace kvcfs::rdma
