@@ -107,8 +107,8 @@ void RunCluster(const IndexLoad& load, const Fixed& fixed, PaperResult* result) 
     CoreCluster cluster(nodes, facts);
     std::vector<double> taken;
     if (nodes == 16) {
-      std::vector<size_t> clients;
-      for (int i = 0; i < 16; ++i) clients.push_back(cluster.AddClient());
+      std::vector<size_t> clients(16);
+      for (size_t& client : clients) client = cluster.AddClient();
       double depth = 0;
       uint64_t messages = 0;
       for (size_t i = 0; i < load.question_count(); ++i) {

@@ -145,15 +145,15 @@ void ReusePolicy::CompareWithLru(uint64_t cached_blocks) {
 }
 
 void ReusePolicy::Learn() {
-  static const std::array<double, kBuckets> kWidths = [] {
-    std::array<double, kBuckets> widths{};
+  static const std::array<double, kBuckets> widths = [] {
+    std::array<double, kBuckets> of{};
     for (size_t b = 0; b < kBuckets; ++b) {
       const auto octaves = static_cast<double>(b) / kPerOctave;
       // Ages below 2^(1/4) are in the first.
       const double least = b == 0 ? 0 : std::exp2(octaves);
-      widths[b] = std::exp2(octaves + 1.0 / kPerOctave) - least;
+      of[b] = std::exp2(octaves + 1.0 / kPerOctave) - least;
     }
-    return widths;
+    return of;
   }();
   for (Group& group : groups_) {
     // left[b]: how many had not been used again when they came to bucket b.
@@ -164,7 +164,7 @@ void ReusePolicy::Learn() {
       double best = 0, used = 0, kept = 0;
       for (size_t b = from; b < kBuckets && left[from] > 0; ++b) {
         used += group.again[b];
-        kept += kWidths[b] * (left[b] + left[b + 1]) / 2;
+        kept += widths[b] * (left[b] + left[b + 1]) / 2;
         if (kept > 0) best = std::max(best, used / kept);
       }
       group.worth[from] = best;
