@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "rdma/tcp.h"
 #include "rdma/tls.h"
+#include "rdma/verbs.h"
 
 namespace kvcfs::tools {
 
@@ -32,6 +33,8 @@ void ClusterFlags::Add(CLI::App* verb, ClusterUse use) {
        "Where peers reach this node (default 127.0.0.1:7470); with TLS, any address", true},
       {"--advertise", "cluster.advertise", "The address by which peers know it, if another", true},
       {"--roles", "cluster.roles", "meta, blocks or meta,blocks (default both)", true},
+      {"--transport", "cluster.transport",
+       "verbs, tcp or auto (default: verbs where there is RDMA)", true},
       {"--tls-cert", "cluster.tls_cert", "Certificate, PEM; tools/dev-certs.sh makes some", false},
       {"--tls-key", "cluster.tls_key", "The certificate's key, PEM", false},
       {"--tls-ca", "cluster.tls_ca", "The authority of all certificates, PEM", false},
@@ -79,6 +82,28 @@ Result<uint8_t> ParseRoles(std::string_view text) {
   return roles;
 }
 
+Result<TransportChoice> ParseTransport(std::string_view text) {
+  if (text == "auto") return TransportChoice::kAuto;
+  if (text == "tcp") return TransportChoice::kTcp;
+  if (text == "verbs") return TransportChoice::kVerbs;
+  return Wrong("transport", fmt::format("'{}' is not verbs, tcp or auto", text));
+}
+
+Result<std::unique_ptr<rdma::Transport>> MakeTransport(TransportChoice choice,
+                                                       const rdma::TransportOptions& options) {
+  if (choice == TransportChoice::kTcp) return rdma::MakeTcpTransport(options);
+  auto made = rdma::MakeVerbsTransport(options);
+  if (made.ok() || choice == TransportChoice::kVerbs) return made;
+  if (made.code() != Code::kUnsupported && made.code() != Code::kNoSpace) return made;
+  // Without RDMA hardware that is how it should be; with some, somebody should know.
+  const LogLevel level = made.code() == Code::kUnsupported ? LogLevel::kDebug : LogLevel::kWarn;
+  if (LogEnabled(level)) {
+    LogLine(level, __FILE__, __LINE__, "no verbs: TCP is used",
+            fmt::format("reason={}", LogValue(made.error().text)));
+  }
+  return rdma::MakeTcpTransport(options);
+}
+
 std::string HostName() {
   std::array<char, 256> name{};
   if (::gethostname(name.data(), name.size() - 1) != 0 || name[0] == 0) return "kvcfs";
@@ -104,6 +129,7 @@ Result<ClusterOptions> ParseClusterOptions(const ClusterSettings& settings, Clus
   options.etcd = std::move(*etcd);
   if (!IsNodeName(settings.id)) return Wrong("id", fmt::format("'{}' is no name", settings.id));
   options.id = settings.id;
+  KVC_TRY_ASSIGN(options.transport, ParseTransport(settings.transport));
   options.tls = {settings.tls_cert, settings.tls_key, settings.tls_ca};
   const bool any_tls =
       !settings.tls_cert.empty() || !settings.tls_key.empty() || !settings.tls_ca.empty();
@@ -197,7 +223,7 @@ Result<std::unique_ptr<meta::ClusterRuntime>> MakeRuntime(const ClusterOptions& 
   transport.cluster = options.id;
   transport.is_node = options.roles != 0;
   transport.tls = options.tls;
-  KVC_TRY_ASSIGN(auto made, rdma::MakeTcpTransport(transport));
+  KVC_TRY_ASSIGN(auto made, MakeTransport(options.transport, transport));
   meta::ClusterRuntimeOptions runtime;
   runtime.cluster = options.id;
   runtime.self = self;

@@ -2,7 +2,7 @@
 //
 // One piece of code for serve, mount and cluster. Threads: any, nothing is shared.
 // Fails: kInvalid with the setting's name and what would be right; MakeRuntime also as
-// rdma::MakeTcpTransport.
+// rdma::MakeTcpTransport and, if verbs are insisted on, rdma::MakeVerbsTransport.
 #pragma once
 
 #include <memory>
@@ -44,8 +44,11 @@ class ClusterFlags {
   std::vector<std::unique_ptr<Value>> values_;
 };
 
+enum class TransportChoice { kAuto, kTcp, kVerbs };
+
 struct ClusterOptions {
   meta::EtcdOptions etcd;
+  TransportChoice transport = TransportChoice::kAuto;
   rdma::TlsOptions tls;
   std::string id;
   std::string name;

@@ -117,6 +117,9 @@ void BindCluster(ConfigSchema& schema, ClusterSettings& cluster) {
                 "The address by which peers know it, if it is another than that.");
   schema.String("roles", &cluster.roles,
                 "What a server does: meta (owns shards of the index), blocks (holds bytes).");
+  schema.String("transport", &cluster.transport,
+                "verbs (RDMA), tcp, or auto: verbs where this host has a device, else tcp. Peers "
+                "that no device reaches are always spoken to by TCP.");
   schema.String("tls_cert", &cluster.tls_cert, "Its certificate, a PEM file; empty: no TLS.");
   schema.String("tls_key", &cluster.tls_key, "The certificate's key.");
   schema.String("tls_ca", &cluster.tls_ca, "The authority of all certificates.");

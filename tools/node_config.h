@@ -63,6 +63,7 @@ struct ClusterSettings {
   std::string listen = "127.0.0.1:7470";
   std::string advertise;
   std::string roles = "meta,blocks";
+  std::string transport = "auto";
   std::string tls_cert, tls_key, tls_ca;
   bool etcd_tls = true;
   bool client_only = false;

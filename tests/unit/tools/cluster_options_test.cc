@@ -44,6 +44,9 @@ TEST(ClusterOptions, WhatIsWrongIsNamed) {
   settings.etcd = "http://x";
   EXPECT_NE(ErrorOf(settings).find("etcd://HOST:PORT"), std::string::npos);
   settings = Settings();
+  settings.transport = "pigeon";
+  EXPECT_NE(ErrorOf(settings).find("cluster.transport"), std::string::npos);
+  settings.transport = "auto";
   settings.roles = "meta,cook";
   EXPECT_NE(ErrorOf(settings).find("cluster.roles"), std::string::npos);
   settings.roles = "";
