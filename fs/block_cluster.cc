@@ -32,10 +32,14 @@ using std::chrono::milliseconds;
 // No call of a user takes 10 s, whatever of the cluster is away: it asks at most two of these, or
 // one and the longer one that it is for, or waits for a publication and asks two.
 constexpr milliseconds kAskLimit{1500};
-constexpr milliseconds kMatchLimit{4000};
+constexpr milliseconds kMatchLimit{3500};
 constexpr milliseconds kReadLimit{3000};  // twice, and one question
 constexpr milliseconds kPublishLimit{6000};
 constexpr milliseconds kDropLimit{8000};
+// So many calls in a row that nobody answered: then each further one waits no longer than this, and
+// the threads of the mount are not all taken by those that wait for nothing.
+constexpr int kSilencesMax = 16;
+constexpr milliseconds kSilentLimit{300};
 
 // What the cluster did not lease is believed for a moment: the lookup and the open of one open().
 constexpr milliseconds kUnleased{1000};
@@ -65,6 +69,18 @@ uint32_t BlockStore::PromiseOf(uint64_t hash) {
   if (told == told_.end()) return 0;
   const milliseconds left = told->second.leased_until - parts_.clock->Monotonic();
   return left.count() > 0 ? static_cast<uint32_t>(left.count()) : 0;
+}
+
+milliseconds BlockStore::Patience(milliseconds limit) const {
+  return silences_ < kSilencesMax ? limit : std::min(limit, kSilentLimit);
+}
+
+void BlockStore::Heard(Code code) {
+  if (code == Code::kTimeout || code == Code::kUnavailable) {
+    ++silences_;
+  } else if (code != Code::kCancelled) {
+    silences_ = 0;
+  }
 }
 
 // ---- what the cluster says
@@ -146,7 +162,8 @@ std::optional<BlockRef> BlockStore::Confirm(NamespaceId ns, const BlockKey& key,
   if (!id) return std::nullopt;
   AboutToBlock();
   lock.native().unlock();
-  const Result<meta::LocatedBlock> located = parts_.cluster->Stat(*id, kAskLimit);
+  const Result<meta::LocatedBlock> located = parts_.cluster->Stat(*id, Patience(kAskLimit));
+  Heard(located.code());
   lock.native().lock();
   if (!located.ok()) {
     if (located.code() != Code::kNotFound) return std::nullopt;  // not known: a miss
@@ -158,7 +175,7 @@ std::optional<BlockRef> BlockStore::Confirm(NamespaceId ns, const BlockKey& key,
   const BlockKey parent = located->facts.parent;
   if (!parent.IsZero() && !index_.Find(ns, parent)) {
     lock.native().unlock();
-    const auto chain = parts_.cluster->Chain(*id, kAskLimit);
+    const auto chain = parts_.cluster->Chain(*id, Patience(kAskLimit));
     lock.native().lock();
     if (!chain.ok() || chain->size() != located->facts.ordinal + size_t{1}) return std::nullopt;
     // What is leased keeps all before it.
@@ -193,9 +210,10 @@ size_t BlockStore::ConfirmPrefix(NamespaceId ns, std::span<const BlockKey> keys,
   asked.resize(std::min(asked.size(), kMatchKeysMax));
   AboutToBlock();
   lock.native().unlock();
-  const auto found = parts_.cluster->Match(id->space, asked, lease, kMatchLimit);
+  const auto found = parts_.cluster->Match(id->space, asked, lease, Patience(kMatchLimit));
   lock.native().lock();
   if (found.ok()) {
+    if (!found->blocks.empty()) Heard(Code::kOk);
     TakeChain(ns, found->blocks, found->lease_until);
     TrimTold();
   }
@@ -234,7 +252,8 @@ FsResult<uint32_t> BlockStore::AskToCreate(NamespaceId ns, const std::optional<B
   AboutToBlock();
   lock.native().unlock();
   const Result<BlockFacts> created =
-      parts_.cluster->Create(*id, parent.value_or(BlockKey{}), kAskLimit);
+      parts_.cluster->Create(*id, parent.value_or(BlockKey{}), Patience(kAskLimit));
+  if (parent) Heard(created.code());  // of a first block nobody is asked
   lock.native().lock();
   if (created.ok()) {
     facts->emplace(SlotFacts{.facts = *created});
@@ -285,7 +304,7 @@ Code BlockStore::PublishToCluster(SlotId slot, const Fd& file, uint64_t length, 
       facts = known->facts;
     } else {
       // Created while the cluster was away, or under an earlier daemon.
-      const Result<BlockFacts> created = parts_.cluster->Create(id, parent, kAskLimit);
+      const Result<BlockFacts> created = parts_.cluster->Create(id, parent, Patience(kAskLimit));
       if (!created.ok()) return created.code();
       facts = *created;
     }
@@ -294,7 +313,8 @@ Code BlockStore::PublishToCluster(SlotId slot, const Fd& file, uint64_t length, 
     facts.mtime_s = NowSeconds();
     facts.replicas = replicas;
     const Result<uint32_t> copies =
-        parts_.cluster->Publish(facts, std::nullopt, bytes, kPublishLimit);
+        parts_.cluster->Publish(facts, std::nullopt, bytes, Patience(kPublishLimit));
+    Heard(copies.code());
     if (!copies.ok()) return copies.code();
     MutexLock lock(mutex_);
     pending_facts_[slot] = {.facts = facts, .published = true};
@@ -365,7 +385,8 @@ Status BlockStore::ReadFromPeers(NamespaceId ns, const BlockKey& key, std::span<
   }
   for (int round = 0;; ++round) {
     if (!block.places.empty()) {
-      const Result<Place> read = parts_.cluster->Read(id->space, block, into, kReadLimit);
+      const Result<Place> read = parts_.cluster->Read(id->space, block, into, Patience(kReadLimit));
+      Heard(read.code());
       if (read.ok()) {
         *crc = block.crc32c;
         BlockMetrics::Get().peer_bytes.Add(static_cast<double>(into.size()));
@@ -375,7 +396,8 @@ Status BlockStore::ReadFromPeers(NamespaceId ns, const BlockKey& key, std::span<
     }
     if (round > 0) return Error{Code::kNotFound, "nobody has it"};
     // It was published here, or has moved since.
-    KVC_TRY_ASSIGN(const meta::LocatedBlock located, parts_.cluster->Stat(*id, kAskLimit));
+    KVC_TRY_ASSIGN(const meta::LocatedBlock located,
+                   parts_.cluster->Stat(*id, Patience(kAskLimit)));
     MutexLock lock(mutex_);
     (void)Take(ns, located.facts.parent, located.block, located.lease_until);
     if (located.block.length != into.size()) return Error{Code::kStale, "replaced meanwhile"};
@@ -435,7 +457,7 @@ FsStatus BlockStore::DropInCluster(NamespaceId ns, const BlockKey& key, MutexLoc
   if (!id) return Fail(ENOENT);
   AboutToBlock();
   lock.native().unlock();
-  const Status dropped = parts_.cluster->Drop(*id, kDropLimit);
+  const Status dropped = parts_.cluster->Drop(*id, Patience(kDropLimit));
   lock.native().lock();
   if (dropped.ok()) return {};
   if (dropped.code() == Code::kNotFound) {
@@ -453,7 +475,7 @@ FsStatus BlockStore::IsOwnTail(NamespaceId ns, const BlockKey& tip, uint32_t ord
   if (!id) return Fail(ENOENT);
   AboutToBlock();
   lock.native().unlock();
-  const auto chain = parts_.cluster->Chain(*id, kAskLimit);
+  const auto chain = parts_.cluster->Chain(*id, Patience(kAskLimit));
   lock.native().lock();
   if (!chain.ok()) return Fail(chain.code() == Code::kNotFound ? ENOENT : EIO);
   for (size_t at = ordinal; at < chain->size(); ++at) {
@@ -506,7 +528,7 @@ FsStatus BlockStore::ListClusterLeaves(NamespaceId ns, uint64_t cookie, const Vi
     uint64_t rank = 0, of_prefix = prefix;
     for (bool done = false; !done;) {
       const auto page =
-          parts_.cluster->Leaves(space->space, shard, after, kLeavesAtOnce, kMatchLimit);
+          parts_.cluster->Leaves(space->space, shard, after, kLeavesAtOnce, Patience(kMatchLimit));
       if (!page.ok()) {
         KVC_LOG(Warn, "a listing stops: a shard does not answer", "shard={} error={}", shard,
                 LogValue(page.error().text));
@@ -543,7 +565,7 @@ Result<std::optional<BlockKey>> BlockStore::AnyLeaf(NamespaceId ns, uint32_t* sh
   AboutToBlock();
   for (; *shard < meta::kShardCount; ++*shard) {
     KVC_TRY_ASSIGN(const meta::LeafPage page,
-                   parts_.cluster->Leaves(space->space, *shard, {}, 1, kMatchLimit));
+                   parts_.cluster->Leaves(space->space, *shard, {}, 1, Patience(kMatchLimit)));
     if (!page.keys.empty()) return std::optional(page.keys[0]);
   }
   return std::optional<BlockKey>();
@@ -559,13 +581,13 @@ uint64_t BlockStore::DropLeavesOf(NamespaceId ns) {
     const std::optional<BlockId> id =
         leaf.ok() && leaf->has_value() ? IdOf(ns, **leaf) : std::nullopt;
     if (!id) break;
-    const auto chain = parts_.cluster->Chain(*id, kDropLimit);
+    const auto chain = parts_.cluster->Chain(*id, Patience(kDropLimit));
     if (!chain.ok() || chain->empty()) {
       if (chain.code() != Code::kNotFound || ++going > kGoingMax) break;
       std::this_thread::sleep_for(kGoingPause);
       continue;
     }
-    const Status done = parts_.cluster->Drop({id->space, (*chain)[0].key}, kDropLimit);
+    const Status done = parts_.cluster->Drop({id->space, (*chain)[0].key}, Patience(kDropLimit));
     if (!done.ok() && done.code() != Code::kNotFound) break;
     dropped += chain->size();
     going = 0;

@@ -23,6 +23,7 @@ using meta::NamespaceId;
 
 constexpr uint64_t kPassthroughHandle = uint64_t{1} << 40;
 constexpr uint64_t kPage = 4096;
+constexpr std::chrono::milliseconds kOtherFetchLimit{1000};
 
 uint64_t RoundUp(uint64_t bytes) {
   return (bytes + kPage - 1) / kPage * kPage;
@@ -163,6 +164,7 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
   iouring::EntryMeta meta;
   {
     MutexLock lock(mutex_);
+    const auto begin = std::chrono::steady_clock::now();
     while (fetching_.contains(hash)) {
       published_.wait_for(lock.native(), std::chrono::milliseconds(100));
       if (stopping_) return Error{Code::kCancelled, "stopping"};
@@ -171,6 +173,10 @@ Status BlockStore::FetchBlock(NamespaceId ns, const BlockKey& key) {
     if (!ref) return Error{Code::kNotFound, "not cached"};
     const BlockState state = index_.state(*ref);
     if (state.slot != 0) return {};
+    // Another one has waited for peers as long as that may take, and in vain.
+    if (parts_.cluster != nullptr && std::chrono::steady_clock::now() - begin > kOtherFetchLimit) {
+      return Error{Code::kTimeout, "others waited for it in vain"};
+    }
     place = {state.segment, state.offset_4k, state.sequence};
     meta.length = state.length;
     fetching_[hash] = 1;

@@ -261,6 +261,9 @@ class BlockStore : public SlotOwner {
   Status FetchBlock(meta::NamespaceId ns, const BlockKey& key);
   void PrefetchBehind(meta::BlockRef ref) KVC_REQUIRES(mutex_);
 
+  // How long the cluster is waited for: less, while nobody of it answers.
+  std::chrono::milliseconds Patience(std::chrono::milliseconds limit) const;
+  void Heard(Code code);  // of a call of the cluster
   // With a cluster. What asks it lets the lock go meanwhile, and every BlockRef is stale after it.
   std::optional<meta::BlockId> IdOf(meta::NamespaceId ns, const BlockKey& key) const;
   bool IsValid(meta::BlockRef ref) KVC_REQUIRES(mutex_);
@@ -349,6 +352,7 @@ class BlockStore : public SlotOwner {
   std::vector<SlotId> zombies_ KVC_GUARDED_BY(mutex_);  // released, but still mapped by someone
   std::unordered_map<uint64_t, Told> told_ KVC_GUARDED_BY(mutex_);  // by hash62
   size_t told_trimmed_ KVC_GUARDED_BY(mutex_) = 0;                  // how many stayed last time
+  std::atomic<int> silences_{0};  // calls of the cluster that nobody answered, in a row
   // What the cluster said it has not, until when that may be believed: a lookup before a create.
   std::unordered_map<uint64_t, std::chrono::milliseconds> absent_ KVC_GUARDED_BY(mutex_);
   std::unordered_map<SlotId, SlotFacts> pending_facts_ KVC_GUARDED_BY(mutex_);

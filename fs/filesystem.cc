@@ -544,6 +544,7 @@ FsStatus Filesystem::Rename(const Caller& caller, Ino parent, const std::string&
 FsResult<OpenReply> Filesystem::Create(const Caller& caller, Ino parent, const std::string& name,
                                        mode_t mode, int flags, EntryReply* entry) {
   if (IsFile(parent)) return parts_.files->Create(caller, parent, name, mode, flags, entry);
+  if (parts_.spaces != nullptr) parts_.spaces->Follow();
   NamespaceEntry which{};
   std::optional<Namespace> space = NamespaceOf(parent, &which);
   std::optional<BlockKey> tip;

@@ -418,6 +418,19 @@ TEST_F(ClusterBlockStoreTest, AwayMeansWhatIsLeasedGoesOnAndTheRestIsAMiss) {
   EXPECT_EQ(b_->TierOf(keys[0]), Tier::kDram);  // confirmed, the copy is good again
 }
 
+TEST_F(ClusterBlockStoreTest, WhereNobodyAnswersNobodyIsWaitedForLong) {
+  const auto keys = a_->PutChain(1, 1);
+  EXPECT_FALSE(a_->Find(ChainKey({}, 2)));
+  const Millis usual = cluster_.patience();
+  cluster_.SetAway(true);
+  for (int i = 0; i < 20; ++i) EXPECT_FALSE(a_->Find(ChainKey({}, 2)));
+  EXPECT_LT(cluster_.patience(), usual);
+  cluster_.SetAway(false);
+  EXPECT_EQ(a_->Match(keys), 1u);
+  EXPECT_FALSE(a_->Find(ChainKey({}, 3)));
+  EXPECT_EQ(cluster_.patience(), usual);
+}
+
 TEST_F(ClusterBlockStoreTest, WhatTheClusterDoesNotTakeIsAMissAndFsyncSaysSo) {
   const auto keys = a_->PutChain(1, 1);
   const BlockKey lost = ChainKey(keys[0], 1), wanted = ChainKey(keys[0], 2);

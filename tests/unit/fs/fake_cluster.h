@@ -59,6 +59,10 @@ class FakeCluster final : public meta::Cluster {
     MutexLock lock(mutex_);
     return questions_;
   }
+  Millis patience() {  // of the last Stat
+    MutexLock lock(mutex_);
+    return patience_;
+  }
   std::set<meta::BlockId> used() {
     MutexLock lock(mutex_);
     return used_;
@@ -85,9 +89,10 @@ class FakeCluster final : public meta::Cluster {
     }
     return prefix;
   }
-  Result<meta::LocatedBlock> Stat(const meta::BlockId& id, Millis) override {
+  Result<meta::LocatedBlock> Stat(const meta::BlockId& id, Millis timeout) override {
     MutexLock lock(mutex_);
     ++questions_;
+    patience_ = timeout;
     if (away_) return Away();
     const auto at = blocks_.find(id);
     if (at == blocks_.end()) return Error{Code::kNotFound, "no such block"};
@@ -295,6 +300,7 @@ class FakeCluster final : public meta::Cluster {
   uint64_t next_generation_ KVC_GUARDED_BY(mutex_) = 1;
   size_t reads_ KVC_GUARDED_BY(mutex_) = 0;
   size_t questions_ KVC_GUARDED_BY(mutex_) = 0;
+  Millis patience_ KVC_GUARDED_BY(mutex_){0};
   std::set<meta::BlockId> used_ KVC_GUARDED_BY(mutex_);
 };
 
