@@ -114,6 +114,15 @@ class ClusterTest : public meta::EtcdFixture {
     return {mount, name, 0};
   }
 
+  // What another mount has set is seen a moment later.
+  static bool SettingIs(const Namespace& ns, const std::string& name, const std::string& value) {
+    return Eventually([&] { return GetXattr(ns.path(), "user.kvc." + name) == value; }, kLong);
+  }
+  // What another mount has closed is seen a moment later.
+  static bool Matches(const Namespace& ns, const std::vector<std::string>& keys, int64_t count) {
+    return Eventually([&] { return ns.Match(keys) == count; }, kLong);
+  }
+
   std::string cluster_;
   std::vector<std::unique_ptr<TestServer>> servers_;
   std::vector<std::unique_ptr<TestMount>> mounts_;

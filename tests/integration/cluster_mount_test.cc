@@ -17,8 +17,8 @@ TEST_F(ClusterTest, AChainWrittenOnOneMountIsUsedOnTheOther) {
   const auto keys = here.PutChain("", 1, 12, kBlockBytes);
 
   const Namespace there = Seen(b, "llama");
-  EXPECT_EQ(GetXattr(there.path(), "user.kvc.block_bytes"), std::to_string(kBlockBytes));
-  EXPECT_EQ(there.Match(keys), 12);
+  EXPECT_TRUE(SettingIs(there, "block_bytes", std::to_string(kBlockBytes)));
+  EXPECT_TRUE(Matches(there, keys, 12));
   const auto lookup = RunCommand({KVC_COMMAND, "lookup", there.path(), keys[0], keys[1]});
   EXPECT_EQ(lookup.status, 0) << lookup.err;
   EXPECT_NE(lookup.out.find(keys[1] + " peer"), std::string::npos) << lookup.out;
@@ -57,20 +57,20 @@ TEST_F(ClusterTest, NamespacesAndDropsAreSeenOnTheOther) {
   TestMount& b = Mounted();
   const Namespace here = Made(a, "llama", 2);
   const Namespace there = Seen(b, "llama");
-  EXPECT_EQ(GetXattr(there.path(), "user.kvc.replicas"), "2");
+  EXPECT_TRUE(SettingIs(there, "replicas", "2"));
   EXPECT_ERRNO(EEXIST, ::mkdir(there.path().c_str(), 0755));
   EXPECT_EQ(ErrnoName(SetXattrErrno(there.path(), "user.kvc.durability", "sync")), "0");
-  EXPECT_TRUE(
-      Eventually([&] { return GetXattr(here.path(), "user.kvc.durability") == "sync"; }, kLong));
+  EXPECT_TRUE(SettingIs(here, "durability", "sync"));
 
   const auto keys = here.PutChain("", 1, 6, kBlockBytes);
-  ASSERT_EQ(there.Match(keys), 6);
+  ASSERT_TRUE(Matches(there, keys, 6));
   EXPECT_OK(::unlink(here.ByKey(keys[2]).c_str()));
   EXPECT_EQ(here.Match(keys), 2);
-  EXPECT_TRUE(Eventually([&] { return there.Match(keys) == 2; }, kLong));  // when its lease is over
+  EXPECT_TRUE(Matches(there, keys, 2));  // when its lease is over
   EXPECT_FALSE(there.Has(keys[5]));
 
   const auto fork = there.PutChain(keys[0], 50, 2, kBlockBytes);
+  EXPECT_TRUE(Eventually([&] { return here.Has(fork[1]); }, kLong));
   EXPECT_ERRNO(EBUSY, ::unlink(here.Entry(keys[1], 0, keys[0]).c_str()));
   EXPECT_OK(::unlink(here.Entry(keys[1], 1, keys[1]).c_str()));
   EXPECT_TRUE(here.Has(fork[1]));
@@ -95,6 +95,7 @@ TEST_F(ClusterTest, ATraceIsHitOnTheOtherMountAndSurvivesAServer) {
   const Namespace here = Made(a, "trace", 2);
   ASSERT_EQ(ErrnoName(SetXattrErrno(here.path(), "user.kvc.block_bytes", "16384")), "0");
   const Namespace there = Seen(b, "trace");
+  ASSERT_TRUE(SettingIs(there, "block_bytes", "16384"));
   const TemporaryDirectory directory;
   const std::string trace = directory.path() + "/trace.jsonl";
   ASSERT_EQ(RunCommand({KVC_COMMAND, "trace", "synth", "--requests", "60", "--sessions", "10",
