@@ -5,3 +5,12 @@ set_tests_properties(vm_guest PROPERTIES LABELS vm TIMEOUT 600 SKIP_RETURN_CODE 
 # The tests that the TCP transport passes, over queue pairs of one soft-RoCE device, with certificates.
 kvc_vm_test(verbs_transport --certs --seconds 900 --program $<TARGET_FILE:tcp_test> --
   "rdma-devices && KVC_TEST_TRANSPORT=verbs KVC_TEST_HOST=10.77.0.1 KVC_TEST_CERTS=/certs tcp_test --gtest_filter=TcpTest.*")
+
+# 100,000 one-sided reads of an index and of slots that are used again under the reader; 0 wrong, and without the check some.
+kvc_vm_test(one_sided_race --certs --seconds 1200 --program $<TARGET_FILE:one_sided_race_test> --
+  "rdma-devices && KVC_TEST_TRANSPORT=verbs KVC_TEST_HOST=10.77.0.1 KVC_TEST_CERTS=/certs KVC_TEST_READS=100000 one_sided_race_test")
+
+# A cluster's nodes on two devices, with etcd: matches, reads, publishes and drops over queue pairs.
+kvc_vm_test(verbs_cluster --certs --seconds 900 --program $<TARGET_FILE:cluster_runtime_test> --program etcd
+  --program ${CMAKE_CURRENT_SOURCE_DIR}/vm/on-two-devices.sh -- on-two-devices.sh cluster_runtime_test
+  --gtest_filter=*WhatOneMount*:*ADropIsSeen*:*AHolderServes*:*FirstToPublish*:*DamagedBytes*:*Namespaces*:*ManyCallers*)

@@ -8,7 +8,7 @@ shift
 
 libraries_of() {
   local library
-  ldd "$1" 2>/dev/null | sed -nE 's/^[^/]*(\/[^ ]+) \(0x.*/\1/p' | while read -r library; do
+  { ldd "$1" 2>/dev/null || true; } | sed -nE 's/^[^/]*(\/[^ ]+) \(0x.*/\1/p' | while read -r library; do
     if [[ ! -e $root$library ]]; then
       mkdir -p "$root$(dirname "$library")"
       cp -L "$library" "$root$library"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Boots the guest of build-guest.sh, runs a command in it, prints what it prints, and exits as it did.
 #   run-guest.sh DIR [--program PATH]... [--file PATH:PLACE]... [--memory MIB] [--disk MIB] [--certs] [--seconds N] -- COMMAND...
-# Programs come with their libraries and are in the guest's PATH; a file or folder goes to PLACE; --certs puts certificates of nodes
-# n1, n2 and n3 into /certs; --disk gives it an NVMe device. Exit 77: no guest here;
+# Programs come with their libraries and are in the guest's PATH; a file or folder goes to PLACE; --certs puts
+# certificates of nodes n1 to n3, node1 to node3 and clients mount11 and mount12 into /certs; --disk gives it an NVMe device. Exit 77: no guest here;
 # 124: it took longer than --seconds (default 300); 125: it ended without an answer.
 set -euo pipefail
 
@@ -35,7 +35,10 @@ for file in "${files[@]}"; do
   cp -rL "${file%:*}" "$work/root${file##*:}"
 done
 if [[ $certs == yes ]]; then
-  for node in n1 n2 n3; do "$here/../../tools/dev-certs.sh" "$work/root/certs" node "$node" >/dev/null; done
+  for who in node\ n{1,2,3} node\ node{1,2,3} client\ mount{11,12}; do
+    # shellcheck disable=SC2086
+    "$here/../../tools/dev-certs.sh" "$work/root/certs" $who >/dev/null
+  done
 fi
 printf '%s\n' "$*" >"$work/root/command.sh"
 (cd "$work/root" && find . | busybox cpio -o -H newc 2>/dev/null) >"$work/own.cpio"
@@ -64,7 +67,8 @@ accelerator() {
   cat "$dir/accelerator"
 }
 with=$(accelerator)
-options=(-accel tcg,thread=multi -cpu max)
+# Without ERMS the kernel copies words, not bytes: soft-RoCE reads then tear no words, as no RDMA device does.
+options=(-accel tcg,thread=multi -cpu max,erms=off,fsrm=off)
 if [[ $with == kvm ]]; then options=(-accel kvm -cpu host); fi
 if [[ $disk != 0 ]]; then
   truncate -s "${disk}M" "$work/disk"

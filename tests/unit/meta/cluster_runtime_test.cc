@@ -1,5 +1,6 @@
-// Whole nodes and clients in one process: over TCP on 127.0.0.1, with a real etcd, and with copies
-// in memory. How long things take is printed, and decides nothing.
+// Whole nodes and clients in one process: over TCP on 127.0.0.1, or in tests/vm over verbs of two
+// devices; with a real etcd, and with copies in memory. How long things take is printed, and
+// decides nothing.
 #include "meta/cluster_runtime.h"
 
 #include <atomic>
@@ -16,9 +17,9 @@
 #include <nlohmann/json.hpp>
 
 #include "base/crc32c.h"
-#include "rdma/tcp.h"
 #include "tests/unit/meta/etcd_fixture.h"
 #include "tests/unit/meta/memory_copies.h"
+#include "tests/unit/rdma/test_transport.h"
 
 namespace kvcfs::meta {
 namespace {
@@ -70,7 +71,9 @@ class ClusterRuntimeTest : public EtcdFixture {
     options.self = {7, id};
     options.name = name;
     options.is_node = node;
-    auto made = rdma::MakeTcpTransport(options);
+    options.tls = rdma::TestCertificate(name);
+    if (rdma::TestsVerbs()) options.heartbeat = kLong;  // a guest without KVM is slow
+    auto made = rdma::MakeTestTransport(options);
     EXPECT_TRUE(made.ok()) << (made.ok() ? "" : made.error().text);
     return made.ok() ? std::move(*made) : nullptr;
   }
@@ -80,9 +83,11 @@ class ClusterRuntimeTest : public EtcdFixture {
     options.self = {7, id};
     options.name = (roles == 0 ? "mount" : "node") + std::to_string(id);
     options.roles = roles;
-    options.listen = {"127.0.0.1", 0};
+    options.listen = {rdma::TestHost(), 0};
+    // Nodes take turns with the guest's two devices.
+    if (rdma::TestsVerbs() && id % 2 == 0) options.listen.host.back() = '2';
     options.etcd = Options();
-    options.lease = std::chrono::seconds(2);
+    options.lease = std::chrono::seconds(rdma::TestsVerbs() ? 10 : 2);
     options.start_timeout = kLong;
     options.takeover = Millis(2000);
     // A loaded machine, or a sanitized program, is slow to answer.

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <condition_variable>
-#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -19,39 +18,19 @@
 #include "base/fd.h"
 #include "rdma/frame_parser.h"
 #include "rdma/tcp.h"
-#include "rdma/verbs.h"
 #include "rdma/wire.h"
 #include "tests/unit/rdma/echo_service.h"
+#include "tests/unit/rdma/test_transport.h"
 
 namespace kvcfs::rdma {
 
 inline constexpr Millis kLong{60'000};  // a bound for the test as a whole, not a verdict
 
-// What tests/vm says in the guest: KVC_TEST_TRANSPORT=verbs, KVC_TEST_HOST the address of a device,
-// KVC_TEST_CERTS a folder with the certificates that such an address wants. Else: TCP on loopback.
-inline std::string TestSetting(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
-inline bool TestsVerbs() {
-  return TestSetting("KVC_TEST_TRANSPORT") == "verbs";
-}
-inline std::string TestHost() {
-  const std::string host = TestSetting("KVC_TEST_HOST");
-  return host.empty() ? "127.0.0.1" : host;
-}
-inline Result<std::unique_ptr<Transport>> MakeTestTransport(const TransportOptions& options) {
-  return TestsVerbs() ? MakeVerbsTransport(options) : MakeTcpTransport(options);
-}
-
 inline TransportOptions OptionsOf(uint64_t node) {
   TransportOptions options;
-  if (const std::string certs = TestSetting("KVC_TEST_CERTS"); !certs.empty()) {
-    const std::string base = certs + "/n" + std::to_string(node);
-    options.tls = {base + ".pem", base + ".key", certs + "/ca.pem"};
-  }
   options.self = {node, node};
   options.name = "n" + std::to_string(node);
+  options.tls = TestCertificate(options.name);
   options.heartbeat = kLong;  // a loaded machine is not silence; tests of silence set their own
   return options;
 }
