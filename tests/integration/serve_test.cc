@@ -160,7 +160,7 @@ class ServeTest : public testing::Test {
     return up;
   }
 
-  const SystemClock clock_;
+  const SystemClock clock_{};
   meta::EtcdServer etcd_;
   std::vector<std::unique_ptr<TestServer>> servers_;
   std::vector<std::unique_ptr<meta::ClusterRuntime>> clients_;
