@@ -44,15 +44,14 @@ make_base() {
   if docker image inspect "$made" >/dev/null 2>&1; then return 0; fi
   if [[ $(id -u) != 0 ]]; then say "debootstrap needs root"; return 1; fi
   if ! command -v debootstrap >/dev/null; then say "no debootstrap here: apt-get install debootstrap"; return 1; fi
-  # The mirror that this machine uses, if it is a Debian.
+  # The mirror that this machine uses, if it is a Debian; else debootstrap's own.
   local mirror work
   mirror=$(apt-get indextargets --format '$(SITE)' 'Identifier: Packages' 'Origin: Debian' 'Label: Debian' 2>/dev/null \
     | grep '^http' | head -n 1) || true
-  mirror=${mirror:-http://deb.debian.org/debian}
   work=$(mktemp -d /var/tmp/kvcfs-base.XXXXXX)
   trap 'rm -rf --one-file-system "$work"' RETURN
-  say "making $made from $mirror"
-  debootstrap --variant=minbase "$suite" "$work/root" "$mirror" >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; return 1; }
+  say "making $made from ${mirror:-the default mirror}"
+  debootstrap --variant=minbase "$suite" "$work/root" ${mirror:+"$mirror"} >"$work/log" 2>&1 || { tail -n 20 "$work/log" >&2; return 1; }
   rm -rf "$work"/root/var/cache/apt/archives/*.deb "$work"/root/var/lib/apt/lists/*
   tar -C "$work/root" --numeric-owner -c . | docker import --change 'CMD ["bash"]' - "$made" >/dev/null
 }
