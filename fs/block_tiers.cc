@@ -3,13 +3,13 @@
 #include <future>
 
 #include <fcntl.h>
-#include <unistd.h>
 
 #include "base/crash_point.h"
 #include "base/log.h"
 #include "fs/about_to_block.h"
 #include "fs/block_metrics.h"
 #include "fs/block_store.h"
+#include "fs/bytes_io.h"
 #include "meta/block_records.h"
 #include "meta/placement.h"
 
@@ -34,18 +34,6 @@ constexpr milliseconds kRecordsDelay{20};  // group commit: many records, one wr
 constexpr uint64_t kRecordsCountMax = 4096;
 // What matches a block, looks it up, and opens it does so within less.
 constexpr uint32_t kOneRequestSeconds = 2;
-
-bool ReadAll(int fd, std::span<std::byte> into) {
-  size_t done = 0;
-  while (done < into.size()) {
-    const ssize_t got =
-        ::pread(fd, into.data() + done, into.size() - done, static_cast<off_t>(done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return false;
-    done += static_cast<size_t>(got);
-  }
-  return true;
-}
 
 }  // namespace
 
@@ -91,9 +79,7 @@ void BlockStore::AppendSlot(SlotId slot, bool durable, EntryKind kind,
   request.meta.length = record.length;
   request.meta.mtime_nanos = record.mtime_nanos;
   request.durable = durable;
-  // The descriptor keeps the bytes even if the slot is given up meanwhile.
-  auto shared = std::make_shared<Fd>(std::move(*file));
-  request.fill = [shared](std::span<std::byte> into) { return ReadAll(shared->get(), into); };
+  request.fill = FillFrom(std::move(*file));
   const uint32_t generation = record.generation;
   request.done = [this, slot, generation, done](const Result<SegmentPlace>& place,
                                                 const EntryMeta& meta) {
@@ -102,13 +88,8 @@ void BlockStore::AppendSlot(SlotId slot, bool durable, EntryKind kind,
   };
   in_flight_.insert(slot);
   ++appends_in_flight_;
-  const uint64_t length = record.length;
   lock.native().unlock();
-  Status queued = parts_.segments->Append(request);
-  while (queued.code() == Code::kBusy) {
-    parts_.segments->WaitForRoom(length, 1000);
-    queued = parts_.segments->Append(request);
-  }
+  const Status queued = AppendWhenThereIsRoom(*parts_.segments, request);
   lock.native().lock();
   if (!queued.ok()) {
     in_flight_.erase(slot);

@@ -10,7 +10,9 @@
 
 #include "base/crc32c.h"
 #include "base/log.h"
+#include "fs/bytes_io.h"
 #include "fs/copy_metrics.h"
+#include "fs/namespace_table.h"
 #include "iouring/aligned_buffer.h"
 #include "meta/block_records.h"
 
@@ -33,18 +35,6 @@ constexpr int kFetchTries = 3;  // reclaim may move the bytes while they are rea
 
 Error NotHere() {
   return Error{Code::kNotFound, "no such copy"};
-}
-
-Status WriteAll(int fd, std::span<const std::byte> bytes) {
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t put =
-        ::pwrite(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
-    if (put < 0 && errno == EINTR) continue;
-    if (put <= 0) return ErrnoError(put == 0 ? EIO : errno, "write slot");
-    done += static_cast<size_t>(put);
-  }
-  return {};
 }
 
 }  // namespace
@@ -113,10 +103,9 @@ Result<SlotId> CopyHolder::MakeSlot(std::span<const std::byte> bytes) {
   Fd file;
   KVC_TRY_ASSIGN(const SlotId slot,
                  parts_.resident->CreateSlot(bytes.size(), options_.room_wait, &file));
-  const Status written = WriteAll(file.get(), bytes);
-  if (!written.ok()) {
+  if (const int error = WriteFully(file.get(), 0, bytes); error != 0) {
     parts_.slots->Free(slot);
-    return written.error();
+    return ErrnoError(error, "write slot");
   }
   return slot;
 }

@@ -118,10 +118,6 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
   CopyHolder(const CopyHolderOptions& options, const CopyHolderParts& parts)
       : options_(options), parts_(parts) {}
 
-  // How the entries of segments name a namespace of the cluster.
-  static iouring::Uuid UuidOf(const meta::SpaceId& space);
-  static meta::SpaceId SpaceIdOf(const iouring::Uuid& uuid);
-
   Status Recover() KVC_EXCLUDES(mutex_);
   Result<uint64_t> NextGeneration() KVC_EXCLUDES(generation_mutex_);
   // A slot with these bytes that is nobody's yet.

@@ -2,11 +2,12 @@
 #include <algorithm>
 
 #include <fcntl.h>
-#include <unistd.h>
 
 #include "base/log.h"
+#include "fs/bytes_io.h"
 #include "fs/copy_holder.h"
 #include "fs/copy_metrics.h"
+#include "fs/namespace_table.h"
 #include "meta/block_records.h"
 
 namespace kvcfs::fs {
@@ -22,18 +23,6 @@ constexpr milliseconds kRetryWhenFull{1000};
 constexpr milliseconds kIdleWait{1000};
 constexpr std::chrono::seconds kDurableLimit{30};
 constexpr size_t kShedCopiesMax = 4096;  // asked for at a time
-
-bool ReadAll(int fd, std::span<std::byte> into) {
-  size_t done = 0;
-  while (done < into.size()) {
-    const ssize_t got =
-        ::pread(fd, into.data() + done, into.size() - done, static_cast<off_t>(done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return false;
-    done += static_cast<size_t>(got);
-  }
-  return true;
-}
 
 }  // namespace
 
@@ -61,24 +50,6 @@ CopyMetrics& CopyMetrics::Get() {
       .lost = all.AddCounter("kvcfs_fs_copies_lost_total", "Copies whose bytes were damaged."),
   };
   return metrics;
-}
-
-iouring::Uuid CopyHolder::UuidOf(const meta::SpaceId& space) {
-  iouring::Uuid uuid{};
-  for (size_t i = 0; i < 8; ++i) {
-    uuid[i] = static_cast<uint8_t>(space.high >> (56 - 8 * i));
-    uuid[8 + i] = static_cast<uint8_t>(space.low >> (56 - 8 * i));
-  }
-  return uuid;
-}
-
-meta::SpaceId CopyHolder::SpaceIdOf(const iouring::Uuid& uuid) {
-  meta::SpaceId space;
-  for (size_t i = 0; i < 8; ++i) {
-    space.high = space.high << 8 | uuid[i];
-    space.low = space.low << 8 | uuid[8 + i];
-  }
-  return space;
 }
 
 // ---- Write-back
@@ -142,21 +113,14 @@ void CopyHolder::WriteBack(const CopyKey& key, MutexLock& lock) {
   request.meta.ordinal = facts.ordinal;
   request.meta.length = facts.length;
   request.meta.mtime_nanos = int64_t{facts.mtime_s} * 1'000'000'000;
-  // The descriptor keeps the bytes even if the slot is given up meanwhile.
-  auto shared = std::make_shared<Fd>(std::move(*file));
-  request.fill = [shared](std::span<std::byte> into) { return ReadAll(shared->get(), into); };
+  request.fill = FillFrom(std::move(*file));
   request.done = [this, key](const Result<SegmentPlace>& place, const EntryMeta& meta) {
     OnWritten(key, place, meta);
   };
   at->second.writing = true;
   ++writes_in_flight_;
-  const uint64_t length = facts.length;
   lock.native().unlock();
-  Status queued = parts_.segments->Append(request);
-  while (queued.code() == Code::kBusy) {
-    parts_.segments->WaitForRoom(length, 1000);
-    queued = parts_.segments->Append(request);
-  }
+  const Status queued = AppendWhenThereIsRoom(*parts_.segments, request);
   lock.native().lock();
   if (queued.ok()) return;
   --writes_in_flight_;

@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "fs/about_to_block.h"
+#include "fs/bytes_io.h"
 
 namespace kvcfs::fs {
 namespace {

@@ -129,10 +129,4 @@ class FileContent {
   SlotOwner* owner_;
 };
 
-// Whole pieces, whatever the calls return in between. 0 or an errno.
-int ReadFully(int fd, uint64_t offset, std::span<std::byte> into, size_t* done);
-int WriteFully(int fd, uint64_t offset, std::span<const std::byte> from);
-// The data of one file to another, holes stay holes. 0 or an errno.
-int CopyFile(int from, int to, uint64_t bytes);
-
 }  // namespace kvcfs::fs

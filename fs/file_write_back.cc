@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "fs/bytes_io.h"
 
 namespace kvcfs::fs {
 namespace {
@@ -19,7 +20,6 @@ constexpr uint32_t kChanged = iouring::kSlotDirty | iouring::kSlotWriting;
 constexpr Millis kTryAgain{2000};
 constexpr Millis kNoRoomPause{100};
 constexpr Millis kTick{500};
-constexpr int kRoomWaitMs = 1000;
 
 }  // namespace
 
@@ -43,8 +43,7 @@ struct FileWriteBack::Copy {
       MutexLock lock(node->attr);
       if (node->changes != changes || node->gone) return false;
     }
-    size_t got = 0;
-    if (ReadFully(file->get(), 0, into, &got) != 0 || got != into.size()) return false;
+    if (!ReadExactly(file->get(), into)) return false;
     MutexLock lock(mutex);
     copied = true;
     changed.notify_all();
@@ -148,22 +147,15 @@ Status FileWriteBack::StartCopy(const NodeRef& node, const std::shared_ptr<Copy>
     MutexLock lock(mutex_);
     ++in_flight_;
   }
-  const auto append = [&] {
-    iouring::AppendRequest request;
-    request.meta = meta;
-    request.durable = durable;
-    request.fill = [copy](std::span<std::byte> into) { return copy->Fill(into); };
-    request.done = [this, copy](Result<iouring::SegmentPlace> place,
-                                const iouring::EntryMeta& entry) {
-      Finish(*copy, std::move(place), entry.length);
-    };
-    return parts_.segments->Append(std::move(request));
+  iouring::AppendRequest request;
+  request.meta = meta;
+  request.durable = durable;
+  request.fill = [copy](std::span<std::byte> into) { return copy->Fill(into); };
+  request.done = [this, copy](Result<iouring::SegmentPlace> place,
+                              const iouring::EntryMeta& entry) {
+    Finish(*copy, std::move(place), entry.length);
   };
-  Status queued = append();
-  while (queued.code() == Code::kBusy) {
-    parts_.segments->WaitForRoom(copy->version.length, kRoomWaitMs);
-    queued = append();
-  }
+  const Status queued = AppendWhenThereIsRoom(*parts_.segments, request);
   if (!queued.ok()) {
     {
       MutexLock lock(node->attr);
