@@ -1,64 +1,17 @@
 // A whole cluster on this machine: a real etcd, servers as processes, and real mounts.
 #pragma once
 
-#include <csignal>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include <fcntl.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
+#include <fmt/format.h>
 
 #include "tests/integration/mount_fixture.h"
+#include "tests/integration/server_fixture.h"
 #include "tests/unit/meta/etcd_fixture.h"
 
 namespace kvcfs::test {
-
-// One `kvcfs serve`.
-class TestServer {
- public:
-  TestServer(std::string name, std::string cluster)
-      : name_(std::move(name)), cluster_(std::move(cluster)) {}
-  ~TestServer() { Kill(); }
-  TestServer(const TestServer&) = delete;
-  TestServer& operator=(const TestServer&) = delete;
-
-  void Start() {
-    const std::string listen = "127.0.0.1:" + std::to_string(meta::FreePort());
-    pid_ = ::fork();
-    if (pid_ != 0) return;
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    const int log = ::open(log_path().c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
-    ::dup2(log, 1);
-    ::dup2(log, 2);
-    const std::string data = directory_.path() + "/data";
-    ::execl(KVC_COMMAND, "kvcfs", "serve", "--cluster", cluster_.c_str(), "--name", name_.c_str(),
-            "--listen", listen.c_str(), "--data", data.c_str(), "--dram", "256MiB", "--nvme",
-            "256MiB", nullptr);
-    ::_exit(127);
-  }
-  bool Serves() const {
-    return ReadWhole(log_path()).value_or("").find("serving ") != std::string::npos;
-  }
-  void Kill() {
-    if (pid_ <= 0) return;
-    ::kill(pid_, SIGKILL);
-    ::waitpid(pid_, nullptr, 0);
-    pid_ = 0;
-    // Its DRAM tier stays mounted after that.
-    RunCommand({"umount", "-l", directory_.path() + "/data/dram"});
-  }
-  const std::string& name() const { return name_; }
-  std::string Log() const { return ReadWhole(log_path()).value_or(""); }
-
- private:
-  std::string log_path() const { return directory_.path() + "/log"; }
-
-  TemporaryDirectory directory_;
-  const std::string name_, cluster_;
-  pid_t pid_ = 0;
-};
 
 // Three servers, and mounts by need.
 class ClusterTest : public meta::EtcdFixture {
@@ -69,16 +22,18 @@ class ClusterTest : public meta::EtcdFixture {
 
   void SetUp() override {
     KVC_NEEDS_MOUNT();
+    if (const std::string missing = WhyNoServer(); !missing.empty()) {
+      GTEST_SKIP() << "needs servers: " << missing;
+    }
     EtcdFixture::SetUp();
     if (IsSkipped() || HasFatalFailure()) return;
     cluster_ = "etcd://" + etcd_.endpoint();
     for (int i = 1; i <= 3; ++i) {
-      servers_.push_back(std::make_unique<TestServer>("n" + std::to_string(i), cluster_));
+      servers_.push_back(std::make_unique<TestServer>("n" + std::to_string(i), etcd_.endpoint(),
+                                                      ServerOptions{.dram = "256MiB"}));
       servers_.back()->Start();
     }
-    for (const auto& server : servers_) {
-      ASSERT_TRUE(Eventually([&] { return server->Serves(); }, kLong)) << server->Log();
-    }
+    for (const auto& server : servers_) ASSERT_TRUE(server->Await()) << server->LogTail();
   }
   void TearDown() override {
     for (const auto& mount : mounts_) {
@@ -89,7 +44,7 @@ class ClusterTest : public meta::EtcdFixture {
     mounts_.clear();
     if (!HasFailure()) return;
     for (const auto& server : servers_) {
-      fmt::print("--- log of {} ---\n{}\n---\n", server->name(), server->Log());
+      fmt::print("--- log of {} ---\n{}\n---\n", server->name(), server->LogTail());
     }
   }
 

@@ -112,7 +112,7 @@ TEST_F(ClusterTest, ATraceIsHitOnTheOtherMountAndSurvivesAServer) {
   // A server dies while both play.
   nlohmann::json on_a;
   std::thread player([&] { on_a = Replay(trace, here); });
-  servers_[1]->Kill();
+  servers_[1]->KillMachine();
   const auto on_b = Replay(trace, there, 2);
   player.join();
   fmt::print("a server died: {}\n{}\n", on_a.dump(), on_b.dump());

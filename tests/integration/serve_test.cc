@@ -65,7 +65,8 @@ class ServeTest : public testing::Test {
   }
 
   TestServer& Add(const std::string& name, std::vector<std::string> extra = {}) {
-    servers_.push_back(std::make_unique<TestServer>(name, etcd_.endpoint(), std::move(extra)));
+    servers_.push_back(std::make_unique<TestServer>(name, etcd_.endpoint(),
+                                                    ServerOptions{.extra = std::move(extra)}));
     return *servers_.back();
   }
   void StartThree() {

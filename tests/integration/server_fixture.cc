@@ -51,10 +51,10 @@ CommandResult RunKvcfs(const std::vector<std::string>& words) {
   return RunCommand(all);
 }
 
-TestServer::TestServer(std::string name, std::string etcd, std::vector<std::string> extra)
+TestServer::TestServer(std::string name, std::string etcd, ServerOptions options)
     : name_(std::move(name)),
       etcd_(std::move(etcd)),
-      extra_(std::move(extra)),
+      options_(std::move(options)),
       data_(directory_.path() + "/data"),
       log_(directory_.path() + "/log") {}
 
@@ -65,11 +65,11 @@ TestServer::~TestServer() {
 
 void TestServer::Start() {
   std::vector<std::string> words{
-      KVC_COMMAND,  "serve",    "--cluster",   "etcd://" + etcd_, "--name",
-      name_,        "--listen", "127.0.0.1:0", "--data",          data_,
-      "--dram",     "64MiB",    "--nvme",      "256MiB",          "--metrics-address",
+      KVC_COMMAND,  "serve",       "--cluster",   "etcd://" + etcd_, "--name",
+      name_,        "--listen",    "127.0.0.1:0", "--data",          data_,
+      "--dram",     options_.dram, "--nvme",      "256MiB",          "--metrics-address",
       "127.0.0.1:0"};
-  words.insert(words.end(), extra_.begin(), extra_.end());
+  words.insert(words.end(), options_.extra.begin(), options_.extra.end());
   int out[2];
   ASSERT_EQ(::pipe2(out, O_CLOEXEC), 0);
   const Fd log(::open(log_.c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600));

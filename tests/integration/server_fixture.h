@@ -18,9 +18,14 @@ std::string WhyNoServer();
 // `kvcfs WORDS...`, to its end.
 CommandResult RunKvcfs(const std::vector<std::string>& words);
 
+struct ServerOptions {
+  std::string dram = "64MiB";
+  std::vector<std::string> extra{};  // more words for `kvcfs serve`
+};
+
 class TestServer {
  public:
-  TestServer(std::string name, std::string etcd, std::vector<std::string> extra = {});
+  TestServer(std::string name, std::string etcd, ServerOptions options = {});
   ~TestServer();
   TestServer(const TestServer&) = delete;
   TestServer& operator=(const TestServer&) = delete;
@@ -49,7 +54,7 @@ class TestServer {
   int Wait();
 
   const std::string name_, etcd_;
-  const std::vector<std::string> extra_;
+  const ServerOptions options_;
   TemporaryDirectory directory_;
   const std::string data_, log_;
   std::string ready_line_;
