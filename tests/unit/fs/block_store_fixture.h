@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <cstring>
-#include <filesystem>
 #include <map>
 #include <memory>
 #include <set>
@@ -12,17 +11,14 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mutex.h"
 #include "fs/block_store.h"
-#include "iouring/segment_store.h"
-#include "iouring/slot_tier.h"
 #include "meta/chain_key.h"
-#include "meta/meta_store.h"
+#include "tests/unit/fs/store_parts.h"
 
 namespace kvcfs::fs {
 
@@ -64,17 +60,12 @@ class NoNotifier final : public Notifier {
   void BumpEpoch() override { ++epochs; }
 };
 
-class BlockStoreTest : public testing::Test {
+class BlockStoreTest : public testing::Test, protected StoreParts {
  protected:
   static constexpr uint64_t kBlockBytes = 64 << 10;
 
   void SetUp() override {
     SetLogLevel(LogLevel::kError);
-    char dram[] = "/dev/shm/kvc-blocks-XXXXXX", disk[] = "/tmp/kvc-blocks-XXXXXX";
-    ASSERT_NE(::mkdtemp(dram), nullptr);
-    ASSERT_NE(::mkdtemp(disk), nullptr);
-    dram_ = dram;
-    disk_ = disk;
     options_.writeback_delay = std::chrono::milliseconds(0);
     options_.room_wait = std::chrono::milliseconds(2000);
     options_.publish_wait = std::chrono::milliseconds(200);
@@ -85,53 +76,15 @@ class BlockStoreTest : public testing::Test {
     space_.block_bytes = kBlockBytes;
     ASSERT_TRUE(spaces_->Update(space_));
   }
-  void TearDown() override {
-    Stop();
-    std::filesystem::remove_all(dram_);
-    std::filesystem::remove_all(disk_);
-  }
-
-  class Owner final : public iouring::EntryOwner {
-   public:
-    BlockStore* blocks = nullptr;
-    iouring::Fate Judge(const iouring::EntryMeta& meta,
-                        const iouring::SegmentPlace& place) override {
-      return blocks->Judge(meta, place);
-    }
-    void Moved(const iouring::EntryMeta& meta, const iouring::SegmentPlace& before,
-               const iouring::SegmentPlace& now) override {
-      blocks->Moved(meta, before, now);
-    }
-    void Lost(const iouring::EntryMeta& meta, const iouring::SegmentPlace& place) override {
-      blocks->Lost(meta, place);
-    }
-    void Shed(uint64_t bytes) override { blocks->Shed(bytes); }
-  };
+  void TearDown() override { Stop(); }
 
   void Start() {
-    meta::MetaOpenReport report;
-    auto store = meta::MetaStore::Open({.directory = disk_ + "/meta"}, &report);
-    ASSERT_TRUE(store.ok()) << store.error().text;
-    meta_ = std::move(*store);
-    auto slots = iouring::SlotTier::Open({.directory = dram_, .capacity_bytes = dram_bytes_});
-    ASSERT_TRUE(slots.ok()) << slots.error().text;
-    slots_ = std::move(*slots);
     std::vector<RecoveredEntry> newer;
-    if (nvme_bytes_ > 0) {
-      iouring::SegmentStoreOptions segments;
-      segments.directory = disk_ + "/segments";
-      segments.node_uuid = iouring::Uuid{9};
-      segments.capacity_bytes = nvme_bytes_;
-      segments.segment_bytes = 4u << 20;
-      auto opened = iouring::SegmentStore::Open(
-          segments, BlockStore::AppliedSequence(*meta_),
-          [&](const iouring::EntryMeta& meta, const iouring::SegmentPlace& place) {
-            newer.push_back({meta, place});
-          });
-      ASSERT_TRUE(opened.ok()) << opened.error().text;
-      segments_ = std::move(*opened);
-    }
-    resident_ = std::make_unique<ResidentSet>(*slots_, ResidentSetOptions{});
+    OpenParts(BlockStore::AppliedSequence,
+              [&](const iouring::EntryMeta& meta, const iouring::SegmentPlace& place) {
+                newer.push_back({meta, place});
+              });
+    if (HasFatalFailure()) return;
     spaces_ = std::make_unique<NamespaceTable>(*meta_, clock_);
     ASSERT_TRUE(spaces_->Load().ok());
     options_.lease_bytes_max = lease_bytes_max_;
@@ -157,16 +110,12 @@ class BlockStoreTest : public testing::Test {
     segments_.reset();
     blocks_.reset();
     spaces_.reset();
-    resident_.reset();
-    slots_.reset();
-    meta_.reset();
+    CloseParts();
   }
   void Restart(bool keep_dram, bool resumed = false) {
     Stop();
     if (!keep_dram) {
-      for (const auto& entry : std::filesystem::directory_iterator(dram_)) {
-        std::filesystem::remove(entry.path());
-      }
+      ForgetDram();
       backing_.CloseAll();
     }
     options_.resumed = resumed;
@@ -236,19 +185,14 @@ class BlockStoreTest : public testing::Test {
     return text;
   }
 
-  std::string dram_, disk_;
-  uint64_t dram_bytes_ = 16u << 20, nvme_bytes_ = 64u << 20, lease_bytes_max_ = 32u << 20;
+  uint64_t lease_bytes_max_ = 32u << 20;
   ManualClock clock_;
   CountedBacking backing_;
   NoNotifier notifier_;
   BlockStoreOptions options_;
-  std::unique_ptr<meta::MetaStore> meta_;
-  std::unique_ptr<iouring::SlotTier> slots_;
-  std::unique_ptr<iouring::SegmentStore> segments_;
-  std::unique_ptr<ResidentSet> resident_;
   std::unique_ptr<NamespaceTable> spaces_;
   std::unique_ptr<BlockStore> blocks_;
-  Owner owner_;
+  BlockOwner owner_;
   Namespace space_;
 };
 

@@ -23,7 +23,7 @@ std::string BytesOf(const BlockKey& key, size_t length = kBlockBytes) {
 }
 
 // A mount without FUSE.
-class Host {
+class Host : private StoreParts {
  public:
   struct Sizes {
     uint64_t dram_bytes = 16u << 20;
@@ -31,51 +31,27 @@ class Host {
     uint64_t told_blocks_max = 1'000'000;
   };
   Host(FakeCluster* cluster, ManualClock* clock, const Sizes& sizes)
-      : cluster_(cluster), clock_(*clock), sizes_(sizes) {
-    char dram[] = "/dev/shm/kvc-cluster-XXXXXX", disk[] = "/tmp/kvc-cluster-XXXXXX";
-    EXPECT_NE(::mkdtemp(dram), nullptr);
-    EXPECT_NE(::mkdtemp(disk), nullptr);
-    dram_ = dram;
-    disk_ = disk;
+      : cluster_(cluster), clock_(*clock), told_blocks_max_(sizes.told_blocks_max) {
+    dram_bytes_ = sizes.dram_bytes;
+    nvme_bytes_ = sizes.nvme_bytes;
     Start();
   }
-  ~Host() {
-    Stop();
-    std::filesystem::remove_all(dram_);
-    std::filesystem::remove_all(disk_);
-  }
+  ~Host() { Stop(); }
 
   void Start() {
-    meta::MetaOpenReport report;
-    auto store = meta::MetaStore::Open({.directory = disk_ + "/meta"}, &report);
-    ASSERT_TRUE(store.ok()) << store.error().text;
-    meta_ = std::move(*store);
-    auto slots = iouring::SlotTier::Open({.directory = dram_, .capacity_bytes = sizes_.dram_bytes});
-    ASSERT_TRUE(slots.ok()) << slots.error().text;
-    slots_ = std::move(*slots);
     std::vector<RecoveredEntry> newer;
-    if (sizes_.nvme_bytes > 0) {
-      iouring::SegmentStoreOptions segments;
-      segments.directory = disk_ + "/segments";
-      segments.node_uuid = iouring::Uuid{9};
-      segments.capacity_bytes = sizes_.nvme_bytes;
-      segments.segment_bytes = 4u << 20;
-      auto opened = iouring::SegmentStore::Open(
-          segments, BlockStore::AppliedSequence(*meta_),
-          [&](const iouring::EntryMeta& meta, const iouring::SegmentPlace& place) {
-            newer.push_back({meta, place});
-          });
-      ASSERT_TRUE(opened.ok()) << opened.error().text;
-      segments_ = std::move(*opened);
-    }
-    resident_ = std::make_unique<ResidentSet>(*slots_, ResidentSetOptions{});
+    OpenParts(BlockStore::AppliedSequence,
+              [&](const iouring::EntryMeta& meta, const iouring::SegmentPlace& place) {
+                newer.push_back({meta, place});
+              });
+    if (testing::Test::HasFatalFailure()) return;
     spaces_ = std::make_unique<NamespaceTable>(*meta_, clock_);
     ASSERT_TRUE(spaces_->Load().ok());
     BlockStoreOptions options;
     options.writeback_delay = Millis(0);
     options.lease_bytes_max = 32u << 20;
     options.prefetch_blocks = 0;
-    options.told_blocks_max = sizes_.told_blocks_max;
+    options.told_blocks_max = told_blocks_max_;
     blocks = std::make_unique<BlockStore>(options, BlockStoreParts{.namespaces = spaces_.get(),
                                                                    .meta = meta_.get(),
                                                                    .slots = slots_.get(),
@@ -104,9 +80,7 @@ class Host {
     spaces.reset();
     blocks.reset();
     spaces_.reset();
-    resident_.reset();
-    slots_.reset();
-    meta_.reset();
+    CloseParts();
   }
 
   Namespace Space(const std::string& name = "ns") const {
@@ -214,35 +188,13 @@ class Host {
   std::unique_ptr<ClusterSpaces> spaces;
 
  private:
-  class Owner final : public iouring::EntryOwner {
-   public:
-    BlockStore* blocks = nullptr;
-    iouring::Fate Judge(const iouring::EntryMeta& meta,
-                        const iouring::SegmentPlace& place) override {
-      return blocks->Judge(meta, place);
-    }
-    void Moved(const iouring::EntryMeta& meta, const iouring::SegmentPlace& before,
-               const iouring::SegmentPlace& now) override {
-      blocks->Moved(meta, before, now);
-    }
-    void Lost(const iouring::EntryMeta& meta, const iouring::SegmentPlace& place) override {
-      blocks->Lost(meta, place);
-    }
-    void Shed(uint64_t bytes) override { blocks->Shed(bytes); }
-  };
-
   FakeCluster* const cluster_;
   ManualClock& clock_;
-  const Sizes sizes_;
-  std::string dram_, disk_;
+  const uint64_t told_blocks_max_;
   CountedBacking backing_;
   NoNotifier notifier_;
-  std::unique_ptr<meta::MetaStore> meta_;
-  std::unique_ptr<iouring::SlotTier> slots_;
-  std::unique_ptr<iouring::SegmentStore> segments_;
-  std::unique_ptr<ResidentSet> resident_;
   std::unique_ptr<NamespaceTable> spaces_;
-  Owner owner_;
+  BlockOwner owner_;
 };
 
 class ClusterBlockStoreTest : public testing::Test {

@@ -13,11 +13,11 @@
 #include <thread>
 
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include "base/crc32c.h"
 #include "base/log.h"
 #include "meta/block_records.h"
+#include "tests/unit/fs/store_parts.h"
 
 namespace kvcfs::fs {
 namespace {
@@ -153,47 +153,21 @@ class FakeCluster final : public meta::Cluster {
   std::thread thread_;
 };
 
-class CopyHolderTest : public testing::Test {
+class CopyHolderTest : public testing::Test, protected StoreParts {
  protected:
   static constexpr uint32_t kLength = 60'000;  // no multiple of a page
   static constexpr meta::SpaceId kSpace{0x1122334455667788, 0x99};
 
   void SetUp() override {
     SetLogLevel(LogLevel::kError);
-    char dram[] = "/dev/shm/kvc-copies-XXXXXX", disk[] = "/tmp/kvc-copies-XXXXXX";
-    ASSERT_NE(::mkdtemp(dram), nullptr);
-    ASSERT_NE(::mkdtemp(disk), nullptr);
-    dram_ = dram;
-    disk_ = disk;
     options_.writeback_delay = std::chrono::milliseconds(0);
     options_.room_wait = std::chrono::seconds(30);
   }
-  void TearDown() override {
-    Kill();
-    std::filesystem::remove_all(dram_);
-    std::filesystem::remove_all(disk_);
-  }
+  void TearDown() override { Kill(); }
 
   void Start() {
-    meta::MetaOpenReport report;
-    auto store = meta::MetaStore::Open({.directory = disk_ + "/meta"}, &report);
-    ASSERT_TRUE(store.ok()) << store.error().text;
-    meta_ = std::move(*store);
-    auto slots = iouring::SlotTier::Open({.directory = dram_, .capacity_bytes = dram_bytes_});
-    ASSERT_TRUE(slots.ok()) << slots.error().text;
-    slots_ = std::move(*slots);
-    if (nvme_bytes_ > 0) {
-      iouring::SegmentStoreOptions segments;
-      segments.directory = disk_ + "/segments";
-      segments.node_uuid = iouring::Uuid{9};
-      segments.capacity_bytes = nvme_bytes_;
-      segments.segment_bytes = 4u << 20;
-      auto opened = iouring::SegmentStore::Open(segments, CopyHolder::AppliedSequence(*meta_),
-                                                [](const auto&, const auto&) {});
-      ASSERT_TRUE(opened.ok()) << opened.error().text;
-      segments_ = std::move(*opened);
-    }
-    resident_ = std::make_unique<ResidentSet>(*slots_, ResidentSetOptions{});
+    OpenParts(CopyHolder::AppliedSequence, [](const auto&, const auto&) {});
+    if (HasFatalFailure()) return;
     auto holder = CopyHolder::Open(options_, {.meta = meta_.get(),
                                               .slots = slots_.get(),
                                               .resident = resident_.get(),
@@ -217,14 +191,7 @@ class CopyHolderTest : public testing::Test {
     if (segments_ != nullptr) segments_->Stop();
     segments_.reset();
     holder_.reset();
-    resident_.reset();
-    slots_.reset();
-    meta_.reset();
-  }
-  void ForgetDram() {
-    for (const auto& entry : std::filesystem::directory_iterator(dram_)) {
-      std::filesystem::remove(entry.path());
-    }
+    CloseParts();
   }
 
   static BlockKey KeyOf(uint64_t n) {
@@ -294,14 +261,8 @@ class CopyHolderTest : public testing::Test {
     return found;
   }
 
-  std::string dram_, disk_;
-  uint64_t dram_bytes_ = 16u << 20, nvme_bytes_ = 64u << 20;
   SystemClock clock_;
   CopyHolderOptions options_;
-  std::unique_ptr<meta::MetaStore> meta_;
-  std::unique_ptr<iouring::SlotTier> slots_;
-  std::unique_ptr<iouring::SegmentStore> segments_;
-  std::unique_ptr<ResidentSet> resident_;
   meta::CopyStore* copies_ = nullptr;
   std::unique_ptr<CopyHolder> holder_;
   std::unique_ptr<FakeCluster> cluster_;
