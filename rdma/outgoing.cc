@@ -1,7 +1,5 @@
 #include "rdma/outgoing.h"
 
-#include <algorithm>
-
 namespace kvcfs::rdma {
 
 Outgoing MakeFrame(FrameHeader header, Bytes head, std::span<const std::byte> bulk) {
@@ -15,9 +13,13 @@ Outgoing MakeFrame(FrameHeader header, Bytes head, std::span<const std::byte> bu
 }
 
 Outgoing MakeGoodbye(const Error& why) {
-  const auto text =
-      std::as_bytes(std::span(why.text)).first(std::min<size_t>(why.text.size(), 4000));
-  return MakeFrame({.kind = FrameKind::kGoodbye, .code = why.code}, {text.begin(), text.end()});
+  return MakeFrame({.kind = FrameKind::kGoodbye, .code = why.code}, TextBytes(why.text));
+}
+
+Bytes TextBytes(std::string_view text) {
+  constexpr size_t kTextMost = 4000;
+  const auto bytes = std::as_bytes(std::span(text.substr(0, kTextMost)));
+  return {bytes.begin(), bytes.end()};
 }
 
 }  // namespace kvcfs::rdma

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <utility>
 
 #include "rdma/regions.h"
@@ -30,6 +31,8 @@ struct Outgoing {
 
 Outgoing MakeFrame(FrameHeader header, Bytes head, std::span<const std::byte> bulk = {});
 Outgoing MakeGoodbye(const Error& why);
+// A text for a person, as far as a refusal may be long.
+Bytes TextBytes(std::string_view text);
 
 // Memory for the bulk of one request, counted.
 class OwnBulk {

@@ -18,24 +18,21 @@ constexpr size_t kGrantsMax = 4096;
 constexpr uint32_t kLinksMax = 16;  // of one offer
 constexpr int kBacklog = 128;
 
-Bytes TextOf(std::string_view text) {
-  const auto bytes = std::as_bytes(std::span(text.substr(0, 4000)));
-  return {bytes.begin(), bytes.end()};
-}
-
 }  // namespace
 
 // One queue pair of a peer.
 class VerbsServed final : public VerbsLinkOwner,
                           public FrameSink,
+                          public ServedCalls::Connection,
                           public std::enable_shared_from_this<VerbsServed> {
  public:
   VerbsServed(std::shared_ptr<VerbsServer> server, std::shared_ptr<const PeerIdentity> peer,
               const VerbsGreeting& theirs)
       : server_(std::move(server)),
         shared_(server_->shared_),
-        peer_(std::move(peer)),
-        token_(theirs.token) {
+        token_(theirs.token),
+        calls_(this, server_->service_, shared_->options, &shared_->serving_bytes) {
+    calls_.SetPeer(std::move(peer));
     const bool framed = theirs.index == 0;
     link_ = std::make_shared<VerbsLink>(
         shared_->loop.get(), this, framed ? this : nullptr, &shared_->counters,
@@ -44,7 +41,7 @@ class VerbsServed final : public VerbsLinkOwner,
                            .greeting = {.index = theirs.index,
                                         .token = {},
                                         .receives = framed ? kVerbsReceives : 0},
-                           .peer_text = peer_->name});
+                           .peer_text = calls_.peer()->name});
   }
 
   VerbsLink& link() { return *link_; }
@@ -52,138 +49,43 @@ class VerbsServed final : public VerbsLinkOwner,
 
   void OnLinkUp(VerbsLink* /*link*/) override {}
   void OnLinkDown(VerbsLink* /*link*/, const Error& why) override {
-    KVC_LOG(Debug, "a queue pair ended", "peer={} reason={}", LogValue(peer_->name),
+    KVC_LOG(Debug, "a queue pair ended", "peer={} reason={}", LogValue(calls_.peer()->name),
             LogValue(why.text));
-    own_ = {};
-    if (!placed_.empty()) server_->service_->Abandon(std::exchange(placed_, {}));
+    calls_.Abandon();
     server_->Ended(this);
   }
 
   Result<std::span<std::byte>> PlaceBulk(const FrameHeader& header,
                                          std::span<const std::byte> head) override {
-    const TransportOptions& options = shared_->options;
-    refused_ = {};
     if (header.kind != FrameKind::kCall) {
       return Error{Code::kCorrupt,
                    fmt::format("{} with bulk over verbs", FrameKindName(header.kind))};
     }
-    if (serving_.load() >= options.serving_max ||
-        serving_bytes_.load() + header.bulk_bytes > options.in_flight_bytes_max) {
-      refused_ = Error{Code::kBusy, "too many requests wait here"};
-      return std::span<std::byte>();
-    }
-    placed_ = server_->service_->Place(header.method, head, header.bulk_bytes);
-    if (!placed_.empty()) {
-      KVC_CHECK(placed_.size() == header.bulk_bytes);
-      return placed_;
-    }
-    std::atomic<uint64_t>& all = shared_->serving_bytes;
-    if (all.fetch_add(header.bulk_bytes) + header.bulk_bytes > options.serving_bytes_max) {
-      all.fetch_sub(header.bulk_bytes);
-      refused_ = Error{Code::kBusy, "too much bulk waits here"};
-      return std::span<std::byte>();
-    }
-    own_ = OwnBulk(&all, header.bulk_bytes);
-    return own_.span();
+    return calls_.Place(header, head);
   }
 
-  Status OnFrame(const FrameHeader& header, Bytes head, std::span<std::byte> bulk) override;
+  Status OnFrame(const FrameHeader& header, Bytes head, std::span<std::byte> bulk) override {
+    if (header.kind != FrameKind::kCall) {
+      return Error{Code::kCorrupt, fmt::format("{} over verbs", FrameKindName(header.kind))};
+    }
+    calls_.Serve({shared_from_this(), &calls_}, header, std::move(head), bulk, link_->arrived());
+    return {};
+  }
 
  private:
-  friend class VerbsResponder;
-  // From any thread.
-  void Answer(uint64_t id, Code code, Bytes head, std::span<const std::byte> bulk,
-              const std::function<void()>& sent, Millis expires = Millis::max()) {
-    auto frame = std::make_shared<Outgoing>(MakeFrame(
-        {.kind = FrameKind::kReply, .code = code, .request_id = id}, std::move(head), bulk));
-    frame->released = sent;
-    frame->expires = expires;
+  void Reply(Outgoing frame) override {
+    const auto shared = std::make_shared<Outgoing>(std::move(frame));
     const bool posted = shared_->loop->Post(
-        [self = shared_from_this(), frame] { self->link_->Send(std::move(*frame)); });
-    if (!posted && sent != nullptr) sent();
+        [self = shared_from_this(), shared] { self->link_->Send(std::move(*shared)); });
+    if (!posted && shared->released != nullptr) shared->released();
   }
 
   const std::shared_ptr<VerbsServer> server_;
   const std::shared_ptr<VerbsShared> shared_;
-  const std::shared_ptr<const PeerIdentity> peer_;
   const VerbsToken token_;
+  ServedCalls calls_;
   std::shared_ptr<VerbsLink> link_;
-  std::atomic<uint32_t> serving_{0};
-  std::atomic<uint64_t> serving_bytes_{0};
-
-  OwnBulk own_;  // of the bulk that comes now
-  std::span<std::byte> placed_;
-  Status refused_;
 };
-
-class VerbsResponder final : public Responder {
- public:
-  VerbsResponder(std::shared_ptr<VerbsServed> served, const FrameHeader& header, Millis arrived,
-                 OwnBulk own)
-      : served_(std::move(served)),
-        id_(header.request_id),
-        deadline_(arrived + Millis(header.deadline_ms)),
-        receive_bytes_(header.receive_bytes),
-        bulk_bytes_(header.bulk_bytes),
-        own_(std::move(own)) {}
-  ~VerbsResponder() override {
-    if (!answered_) Refuse(Code::kUnavailable, "not answered");
-    served_->serving_bytes_.fetch_sub(bulk_bytes_);
-  }
-
-  const PeerIdentity& peer() const override { return *served_->peer_; }
-  Millis deadline() const override { return deadline_; }
-  uint32_t receive_bytes() const override { return receive_bytes_; }
-
-  void Answer(Bytes head, std::span<const std::byte> bulk, std::function<void()> sent) override {
-    if (bulk.size() > receive_bytes_) {
-      Give(Code::kInternal, TextOf("more bulk than was asked for"), {}, sent);
-    } else if (head.size() > served_->shared_->options.frame_bytes_max) {
-      Give(Code::kTooLarge, TextOf("the answer is longer than a frame may be"), {}, sent);
-    } else {
-      Give(Code::kOk, std::move(head), bulk, sent);
-    }
-  }
-  void Refuse(Code code, std::string_view text) override { Give(code, TextOf(text), {}, {}); }
-
- private:
-  void Give(Code code, Bytes head, std::span<const std::byte> bulk,
-            const std::function<void()>& sent) {
-    KVC_CHECK(!answered_);
-    answered_ = true;
-    served_->serving_.fetch_sub(1);
-    // Without bulk nothing waits for `sent` but the promise that it is called.
-    served_->Answer(id_, code, std::move(head), bulk, sent, deadline_);
-  }
-
-  const std::shared_ptr<VerbsServed> served_;
-  const uint64_t id_;
-  const Millis deadline_;
-  const uint32_t receive_bytes_, bulk_bytes_;
-  const OwnBulk own_;
-  bool answered_ = false;
-};
-
-Status VerbsServed::OnFrame(const FrameHeader& header, Bytes head, std::span<std::byte> bulk) {
-  if (header.kind != FrameKind::kCall) {
-    return Error{Code::kCorrupt, fmt::format("{} over verbs", FrameKindName(header.kind))};
-  }
-  Status status = std::exchange(refused_, {});
-  if (status.ok() && bulk.empty() && serving_.load() >= shared_->options.serving_max) {
-    status = Error{Code::kBusy, "too many requests wait here"};
-  }
-  if (!status.ok()) {
-    Answer(header.request_id, status.code(), TextOf(status.error().text), {}, {});
-    return {};
-  }
-  serving_.fetch_add(1);
-  serving_bytes_.fetch_add(header.bulk_bytes);
-  placed_ = {};
-  auto responder = std::make_unique<VerbsResponder>(shared_from_this(), header, link_->arrived(),
-                                                    std::exchange(own_, OwnBulk()));
-  server_->service_->Serve(header.method, std::move(head), bulk, std::move(responder));
-  return {};
-}
 
 // ---- the server
 

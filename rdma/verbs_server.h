@@ -3,7 +3,7 @@
 // Who asks over the authenticated TCP connection for an offer gets a token; a queue pair that
 // shows it belongs to that peer. Keys of regions are told in the same way, to peers of all
 // namespaces only. Threads: Serve, Place and Abandon, those of the TCP transport; Responders, any;
-// the rest, the loop's. Memory: as TcpServed.
+// the rest, the loop's. Memory: served_calls.h.
 // Fails: an offer: kUnsupported no device has this address; kDenied to peers of some namespaces.
 #pragma once
 
@@ -12,6 +12,7 @@
 #include <unordered_map>
 
 #include "base/mutex.h"
+#include "rdma/served_calls.h"
 #include "rdma/verbs_shared.h"
 
 namespace kvcfs::rdma {
