@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include <nlohmann/json.hpp>
-#include <sys/random.h>
 
 #include "base/log.h"
 #include "fs/about_to_block.h"
@@ -126,7 +125,7 @@ void ClusterSpaces::Follow() {
 std::optional<Namespace> ClusterSpaces::Find(const std::string& name) {
   Follow();
   if (auto known = parts_.namespaces->Find(name)) return known;
-  if (name.empty() || name.front() == '.') return std::nullopt;
+  if (!CheckNamespaceName(name)) return std::nullopt;
   AboutToBlock();
   const auto asked = parts_.cluster->GetSpace(name);
   if (!asked.ok() || !asked->has_value()) return std::nullopt;
@@ -136,13 +135,9 @@ std::optional<Namespace> ClusterSpaces::Find(const std::string& name) {
 
 FsResult<Namespace> ClusterSpaces::Create(const Caller& caller, const std::string& name,
                                           mode_t mode) {
-  if (name.empty() || name.front() == '.') return Fail(EINVAL);
-  if (name.size() > 255) return Fail(ENAMETOOLONG);
+  if (const FsStatus fits = CheckNamespaceName(name); !fits) return Fail(fits.error().value);
   Namespace space;
-  if (::getrandom(space.uuid.data(), space.uuid.size(), 0) !=
-      static_cast<ssize_t>(space.uuid.size())) {
-    return Fail(EIO);
-  }
+  space.uuid = iouring::RandomUuid();
   space.uid = caller.uid;
   space.gid = caller.gid;
   space.mode = mode;

@@ -1,7 +1,5 @@
 #include "fs/namespace_table.h"
 
-#include <sys/random.h>
-
 #include "base/log.h"
 #include "meta/block_records.h"
 
@@ -138,14 +136,17 @@ FsStatus NamespaceTable::Save(const Namespace& space) {
   return {};
 }
 
+FsStatus CheckNamespaceName(std::string_view name) {
+  if (name.empty() || name.front() == '.') return Fail(EINVAL);
+  if (name.size() > 255) return Fail(ENAMETOOLONG);
+  return {};
+}
+
 FsResult<Namespace> NamespaceTable::Create(const Caller& caller, const std::string& name,
                                            mode_t mode) {
   Namespace space;
   space.name = name;
-  if (::getrandom(space.uuid.data(), space.uuid.size(), 0) !=
-      static_cast<ssize_t>(space.uuid.size())) {
-    return Fail(EIO);
-  }
+  space.uuid = iouring::RandomUuid();
   space.uid = caller.uid;
   space.gid = caller.gid;
   space.mode = mode;
@@ -154,8 +155,7 @@ FsResult<Namespace> NamespaceTable::Create(const Caller& caller, const std::stri
 }
 
 FsResult<Namespace> NamespaceTable::Adopt(Namespace space) {
-  if (space.name.empty() || space.name.front() == '.') return Fail(EINVAL);
-  if (space.name.size() > 255) return Fail(ENAMETOOLONG);
+  if (const FsStatus fits = CheckNamespaceName(space.name); !fits) return Fail(fits.error().value);
   MutexLock lock(mutex_);
   for (const auto& [id, other] : spaces_) {
     if (other.name == space.name && !other.hidden) return Fail(EEXIST);

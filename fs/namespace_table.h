@@ -8,6 +8,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.h"
@@ -46,6 +47,9 @@ struct Namespace {
 meta::SpaceId SpaceIdOf(const iouring::Uuid& uuid);
 iouring::Uuid UuidOf(const meta::SpaceId& id);
 
+// EINVAL (none, or it starts with a dot), ENAMETOOLONG.
+FsStatus CheckNamespaceName(std::string_view name);
+
 class NamespaceTable {
  public:
   NamespaceTable(meta::MetaStore& store, const Clock& clock) : store_(store), clock_(clock) {}
@@ -57,7 +61,7 @@ class NamespaceTable {
   std::vector<Namespace> List() const;     // by id, none that is hidden
   std::vector<Namespace> ListAll() const;  // by id
 
-  // EEXIST, EINVAL (a name that starts with a dot), ENAMETOOLONG.
+  // EEXIST; else as CheckNamespaceName.
   FsResult<Namespace> Create(const Caller& caller, const std::string& name, mode_t mode);
   // Made elsewhere: takes it up under a new id. EEXIST.
   FsResult<Namespace> Adopt(Namespace space);

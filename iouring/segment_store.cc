@@ -1,6 +1,9 @@
 #include "iouring/segment_store.h"
 
+#include <cerrno>
 #include <utility>
+
+#include <sys/random.h>
 
 #include "base/log.h"
 #include "base/size.h"
@@ -85,6 +88,14 @@ class SegmentLog final : public SegmentStore {
 };
 
 }  // namespace
+
+Uuid RandomUuid() {
+  Uuid uuid{};
+  while (::getrandom(uuid.data(), uuid.size(), 0) != static_cast<ssize_t>(uuid.size())) {
+    KVC_CHECK(errno == EINTR);  // it is a kernel with the call, or nothing here runs
+  }
+  return uuid;
+}
 
 Result<std::unique_ptr<SegmentStore>> OpenSegmentStore(std::unique_ptr<BlockDevice> device,
                                                        const SegmentStoreOptions& options,

@@ -28,6 +28,8 @@
 namespace kvcfs::iouring {
 
 using Uuid = std::array<uint8_t, 16>;
+// By the kernel's generator.
+Uuid RandomUuid();
 
 // Where an entry lies. `sequence` is unique over the life of the node: a reused place has another.
 struct SegmentPlace {

@@ -19,9 +19,7 @@ constexpr Millis kNodeTimeout{2000};
 constexpr Millis kDrainLook{500};
 
 struct Options {
-  ClusterFlags cluster;
-  std::string config;
-  std::vector<std::string> sets;
+  SettingFlags settings;
   bool json = false;
   std::string node;
   bool undo = false, wait = false;
@@ -30,8 +28,7 @@ struct Options {
 };
 
 Result<ClusterOptions> Parse(const Options& options) {
-  KVC_TRY_ASSIGN(const NodeConfig config,
-                 LoadNodeConfig(options.config, options.sets, options.cluster.Given()));
+  KVC_TRY_ASSIGN(const NodeConfig config, options.settings.Load());
   return ParseClusterOptions(config.cluster, ClusterUse::kAsk);
 }
 
@@ -124,12 +121,8 @@ int Drain(const Options& options) {
 }
 
 void AddCommon(CLI::App* verb, Options& options) {
-  options.cluster.Add(verb, ClusterUse::kAsk);
-  verb->add_option("--config", options.config, "Settings, as tools/kvcfs.toml shows them")
-      ->check(CLI::ExistingFile);
-  verb->add_option("--set", options.sets, "One setting, as cluster.id=test; may be repeated")
-      ->expected(1)
-      ->take_all();
+  AddClusterFlags(options.settings, verb, ClusterUse::kAsk);
+  options.settings.AddConfig(verb, "cluster.id=test");
 }
 
 }  // namespace

@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <utility>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -17,46 +15,28 @@
 
 namespace kvcfs::tools {
 
-struct ClusterFlags::Flag {
-  const char* flag;
-  const char* key;
-  const char* help;
-  bool for_nodes;  // of no meaning to who only asks
-};
-
-void ClusterFlags::Add(CLI::App* verb, ClusterUse use) {
-  static constexpr Flag kFlags[] = {
-      {"--cluster", "cluster.etcd", "The cluster's etcd, as etcd://HOST:2379,HOST:2379", false},
-      {"--name", "cluster.name", "This node's name (default: the certificate's, or the host's)",
-       true},
-      {"--listen", "cluster.listen",
-       "Where peers reach this node (default 127.0.0.1:7470); with TLS, any address", true},
-      {"--advertise", "cluster.advertise", "The address by which peers know it, if another", true},
-      {"--roles", "cluster.roles", "meta, blocks or meta,blocks (default both)", true},
-      {"--transport", "cluster.transport",
-       "verbs, tcp or auto (default: verbs where there is RDMA)", true},
-      {"--tls-cert", "cluster.tls_cert", "Certificate, PEM; tools/dev-certs.sh makes some", false},
-      {"--tls-key", "cluster.tls_key", "The certificate's key, PEM", false},
-      {"--tls-ca", "cluster.tls_ca", "The authority of all certificates, PEM", false},
+void AddClusterFlags(SettingFlags& flags, CLI::App* verb, ClusterUse use) {
+  static constexpr SettingFlag kAll[] = {
+      {"--cluster", "cluster.etcd", "The cluster's etcd, as etcd://HOST:2379,HOST:2379"},
+      {"--tls-cert", "cluster.tls_cert", "Certificate, PEM; tools/dev-certs.sh makes some"},
+      {"--tls-key", "cluster.tls_key", "The certificate's key, PEM"},
+      {"--tls-ca", "cluster.tls_ca", "The authority of all certificates, PEM"},
   };
-  for (const Flag& flag : kFlags) {
-    if (flag.for_nodes && use == ClusterUse::kAsk) continue;
-    if (use == ClusterUse::kMount && std::string_view(flag.flag) == "--roles") continue;
-    values_.push_back(std::make_unique<Value>());
-    Value* value = values_.back().get();
-    value->flag = &flag;
-    verb->add_option(flag.flag, value->text, flag.help)->each([value](const std::string&) {
-      value->given = true;
-    });
-  }
-}
-
-std::vector<NodeConfigFlag> ClusterFlags::Given() const {
-  std::vector<NodeConfigFlag> flags;
-  for (const auto& value : values_) {
-    if (value->given) flags.push_back({value->flag->flag, value->flag->key, value->text});
-  }
-  return flags;
+  // Of no meaning to who only asks.
+  static constexpr SettingFlag kOfNodes[] = {
+      {"--name", "cluster.name", "This node's name (default: the certificate's, or the host's)"},
+      {"--listen", "cluster.listen",
+       "Where peers reach this node (default 127.0.0.1:7470); with TLS, any address"},
+      {"--advertise", "cluster.advertise", "The address by which peers know it, if another"},
+      {"--transport", "cluster.transport",
+       "verbs, tcp or auto (default: verbs where there is RDMA)"},
+  };
+  static constexpr SettingFlag kOfServers[] = {
+      {"--roles", "cluster.roles", "meta, blocks or meta,blocks (default both)"},
+  };
+  flags.Add(verb, kAll);
+  if (use != ClusterUse::kAsk) flags.Add(verb, kOfNodes);
+  if (use == ClusterUse::kServe) flags.Add(verb, kOfServers);
 }
 
 namespace {
@@ -201,11 +181,7 @@ meta::NodeId NodeIdOf(const iouring::Uuid& uuid) {
 }
 
 meta::NodeId RandomNodeId() {
-  iouring::Uuid uuid{};
-  while (::getrandom(uuid.data(), uuid.size(), 0) != static_cast<ssize_t>(uuid.size())) {
-    KVC_CHECK(errno == EINTR);
-  }
-  return NodeIdOf(uuid);
+  return NodeIdOf(iouring::RandomUuid());
 }
 
 Result<std::unique_ptr<meta::ClusterRuntime>> MakeRuntime(const ClusterOptions& options,

@@ -7,17 +7,13 @@
 
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "base/clock.h"
 #include "base/result.h"
 #include "iouring/segment_store.h"
 #include "meta/cluster_runtime.h"
 #include "tools/node_config.h"
-
-namespace CLI {
-class App;
-}  // namespace CLI
+#include "tools/setting_flags.h"
 
 namespace kvcfs::tools {
 
@@ -27,22 +23,8 @@ enum class ClusterUse {
   kAsk,    // a client for a moment
 };
 
-// --cluster, --name, --listen, --tls-cert, ...: each the short form of a setting.
-class ClusterFlags {
- public:
-  void Add(CLI::App* verb, ClusterUse use);
-  // What the line says, to be handed to LoadNodeConfig.
-  std::vector<NodeConfigFlag> Given() const;
-
- private:
-  struct Flag;
-  struct Value {
-    const Flag* flag = nullptr;
-    std::string text;
-    bool given = false;
-  };
-  std::vector<std::unique_ptr<Value>> values_;
-};
+// --cluster, --name, --listen, --tls-cert, ...
+void AddClusterFlags(SettingFlags& flags, CLI::App* verb, ClusterUse use);
 
 enum class TransportChoice { kAuto, kTcp, kVerbs };
 

@@ -13,7 +13,6 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/mount.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
@@ -191,9 +190,7 @@ Result<iouring::Uuid> NodeIdentity(const NodePaths& paths, meta::MetaStore& stor
     std::memcpy(uuid.data(), (*stored)->data(), uuid.size());
     known = true;
   }
-  if (!known && ::getrandom(uuid.data(), uuid.size(), 0) != static_cast<ssize_t>(uuid.size())) {
-    return ErrnoError(errno, "getrandom");
-  }
+  if (!known) uuid = iouring::RandomUuid();
   std::array<uint8_t, 32> text{};
   for (size_t i = 0; i < 16; ++i) {
     text[i] = uuid[i];

@@ -29,6 +29,7 @@
 #include "tools/metrics_server.h"
 #include "tools/mount_cluster.h"
 #include "tools/node_stats.h"
+#include "tools/process.h"
 #include "tools/version.h"
 
 namespace kvcfs::tools {
@@ -99,13 +100,10 @@ class SignalThread {
  private:
   void Run() {
     SetThreadName("control");
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
+    const sigset_t stop = StopSignals();
     for (;;) {
       int number = 0;
-      sigwait(&set, &number);
+      sigwait(&stop, &number);
       if (over_) return;
       KVC_LOG(Info, "asked to stop; unmounting", "signal={} mount={}", number,
               LogValue(mountpoint_));
@@ -135,12 +133,7 @@ int RunNode(const NodeOptions& options) {
   const auto begin = steady_clock::now();
   SetThreadName("main");
   SetLogLevel(options.config.node.log_level);
-  // All threads inherit the mask; the control thread takes them.
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  BlockStopSignals();  // the control thread takes them
 
   const NodePaths paths(options.data);
   const NodeConfig& config = options.config;

@@ -10,8 +10,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
-#include <pthread.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
@@ -22,6 +20,7 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "base/size.h"
+#include "fs/cluster_spaces.h"
 #include "fs/copy_holder.h"
 #include "fs/resident_set.h"
 #include "iouring/segment_store.h"
@@ -30,6 +29,7 @@
 #include "tools/data_directory.h"
 #include "tools/gauges.h"
 #include "tools/metrics_server.h"
+#include "tools/process.h"
 #include "tools/verb.h"
 
 namespace kvcfs::tools {
@@ -47,10 +47,9 @@ std::string RolesOf(uint8_t roles) {
 bool WantsDurable(meta::Cluster& cluster, const meta::SpaceId& id) {
   const auto space = cluster.GetSpace(id);
   if (!space.ok() || !space->has_value()) return false;
-  const auto settings = nlohmann::json::parse((*space)->settings, nullptr, false);
-  if (!settings.is_object()) return false;
-  const auto durability = settings.find("durability");
-  return durability != settings.end() && *durability == "sync";
+  fs::Namespace known;
+  fs::ApplySettings((*space)->settings, &known);
+  return known.sync;
 }
 
 // The parts of a node, in the order in which they are made; they go the other way round.
@@ -197,12 +196,7 @@ class Server {
 int RunForeground(const ServeOptions& options, const std::function<void(const std::string&)>& say) {
   SetThreadName("main");
   SetLogLevel(options.config.node.log_level);
-  // All threads inherit the mask; this one takes them.
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  BlockStopSignals();
   ArmCrashPoint(options.config.test.crash_point);
   Server server(options);
   if (const Status started = server.Start(); !started.ok()) {
@@ -211,8 +205,9 @@ int RunForeground(const ServeOptions& options, const std::function<void(const st
   }
   say("serving " + server.Describe() + "\n");
   KVC_LOG(Info, "serving", "{}", server.Describe());
+  const sigset_t stop = StopSignals();
   int number = 0;
-  sigwait(&set, &number);
+  sigwait(&stop, &number);
   KVC_LOG(Info, "asked to stop; writing back and leaving", "signal={}", number);
   server.Stop();
   KVC_LOG(Info, "stopped", "name={}", LogValue(options.cluster.name));
@@ -264,14 +259,7 @@ int RunServe(const ServeOptions& options) {
     to.Reset();
     return AwaitReady(child, from, paths.log);
   }
-  ::setsid();
-  const Fd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
-  const Fd log(::open(paths.log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
-  if (null.valid()) {
-    ::dup2(null.get(), STDIN_FILENO);
-    ::dup2(null.get(), STDOUT_FILENO);
-  }
-  if (log.valid()) ::dup2(log.get(), STDERR_FILENO);
+  LeaveTerminal(paths.log);
   const int code = RunForeground(options, [&](const std::string& text) {
     if (text.front() == '!') Fail(kVerb, text.substr(1));
     (void)!::write(to.get(), text.data(), text.size());

@@ -25,6 +25,7 @@
 #include "tools/data_directory.h"
 #include "tools/mount_options.h"
 #include "tools/node.h"
+#include "tools/process.h"
 #include "tools/verb.h"
 
 namespace kvcfs::tools {
@@ -223,15 +224,7 @@ int RunMount(const MountOptions& options) {
   const pid_t child = ::fork();
   if (child < 0) return Fail(kVerb, "cannot fork");
   if (child > 0) return AwaitReady(child, options);
-  ::setsid();
-  const Fd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
-  const Fd log(::open(paths.log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
-  if (null.valid()) {
-    ::dup2(null.get(), STDIN_FILENO);
-    ::dup2(null.get(), STDOUT_FILENO);
-  }
-  // What stops it before it serves is said on the terminal too; see the log for the rest.
-  if (log.valid()) ::dup2(log.get(), STDERR_FILENO);
+  LeaveTerminal(paths.log);
   ::_exit(RunForeground(options));
 }
 

@@ -99,10 +99,11 @@ TEST(ClusterOptions, ACertificateSaysTheNameAndTheRole) {
 
 TEST(ClusterOptions, FlagsAreSettings) {
   CLI::App app;
-  ClusterFlags flags;
-  flags.Add(&app, ClusterUse::kServe);
-  app.parse("--cluster etcd://h:1 --name n --roles blocks", false);
-  const auto config = LoadNodeConfig("", {"cluster.name=other"}, flags.Given());
+  SettingFlags flags;
+  AddClusterFlags(flags, &app, ClusterUse::kServe);
+  flags.AddConfig(&app, "cluster.id=test");
+  app.parse("--cluster etcd://h:1 --name n --roles blocks --set cluster.name=other", false);
+  const auto config = flags.Load();
   ASSERT_TRUE(config.ok()) << config.error().text;
   EXPECT_EQ(config->cluster.etcd, "etcd://h:1");
   EXPECT_EQ(config->cluster.name, "n");
