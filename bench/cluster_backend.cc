@@ -65,11 +65,6 @@ class TcpClient final : public IndexClient {
     if (match.from_cache < question.keys.size()) ++cost->round_trips;
     return match.blocks.size();
   }
-  Result<size_t> Range(const IndexLoad::Question& prefix, size_t first,
-                       QuestionCost* cost) override {
-    KVC_TRY_ASSIGN(const size_t count, Match(prefix, cost));
-    return count > first ? count - first : 0;
-  }
   Result<size_t> Get(const IndexLoad::Question& prefix, QuestionCost* cost) override {
     const auto located = cluster_->Stat({kBenchSpace, prefix.keys.back()}, kTimeout);
     cost->round_trips += 2;

@@ -39,4 +39,15 @@ IndexLoad::Question IndexLoad::question(size_t index) const {
           cached_[index], tree_.timestamp_ms(requests_[index])};
 }
 
+Result<size_t> IndexClient::Range(const IndexLoad::Question& prefix, size_t first,
+                                  QuestionCost* cost) {
+  KVC_TRY_ASSIGN(const size_t count, Match(prefix, cost));
+  return count > first ? count - first : 0;
+}
+
+Result<size_t> IndexClient::Get(const IndexLoad::Question& prefix, QuestionCost* cost) {
+  KVC_TRY_ASSIGN(const size_t count, Match(prefix, cost));
+  return size_t{count == prefix.keys.size() ? 1u : 0u};
+}
+
 }  // namespace kvcfs::bench

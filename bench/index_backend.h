@@ -66,17 +66,16 @@ struct QuestionCost {
   double model_us = 0;       // under rdma/cost_model.h; 0: it is to be timed
 };
 
-// One client. Threads: one.
+// One client; Range and Get by Match, where it has nothing better. Threads: one.
 class IndexClient {
  public:
   virtual ~IndexClient() = default;
   // The longest cached prefix.
   virtual Result<size_t> Match(const IndexLoad::Question& question, QuestionCost* cost) = 0;
   // Of a prefix, the part from `first` on: numbers that follow one another. How many are there.
-  virtual Result<size_t> Range(const IndexLoad::Question& prefix, size_t first,
-                               QuestionCost* cost) = 0;
+  virtual Result<size_t> Range(const IndexLoad::Question& prefix, size_t first, QuestionCost* cost);
   // The last one alone.
-  virtual Result<size_t> Get(const IndexLoad::Question& prefix, QuestionCost* cost) = 0;
+  virtual Result<size_t> Get(const IndexLoad::Question& prefix, QuestionCost* cost);
 };
 
 class IndexBackend {

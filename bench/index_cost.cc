@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <numeric>
 #include <random>
@@ -24,6 +23,7 @@
 #include <nlohmann/json.hpp>
 #include <time.h>
 
+#include "bench/child_process.h"
 #include "meta/block_records.h"
 #include "meta/chain_index.h"
 #include "meta/chain_key.h"
@@ -235,10 +235,9 @@ struct Restart {
 };
 
 Restart MeasureRestart(const Tree& tree) {
-  std::string directory = std::filesystem::temp_directory_path() / "kvcfs-index-bench-XXXXXX";
-  KVC_CHECK(::mkdtemp(directory.data()) != nullptr);
+  const bench::TemporaryDirectory directory;
   meta::MetaStoreOptions options;
-  options.directory = directory + "/meta";
+  options.directory = directory.path() + "/meta";
   {
     auto store = meta::MetaStore::Open(options, nullptr);
     KVC_CHECK(store.ok());
@@ -302,7 +301,6 @@ Restart MeasureRestart(const Tree& tree) {
       "{:.1f} B a block beyond its key\n",
       stats.blocks, cpu, total, opened, read - opened, total - read, beyond);
   Goal(cpu * 1e6 / static_cast<double>(stats.blocks) <= 5.0, "restart of 1 million in 5 s");
-  std::filesystem::remove_all(directory);
   return {total, cpu};
 }
 

@@ -3,11 +3,11 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <map>
 #include <unordered_map>
 
+#include "bench/child_process.h"
 #include "bench/index_backend.h"
 #include "meta/chain_index.h"
 #include "meta/meta_store.h"
@@ -80,11 +80,6 @@ class ChainClient final : public IndexClient {
   Result<size_t> Match(const IndexLoad::Question& question, QuestionCost*) override {
     refs_.resize(question.keys.size());
     return index_.Match(kSpace, question.keys, refs_.data());
-  }
-  Result<size_t> Range(const IndexLoad::Question& prefix, size_t first,
-                       QuestionCost* cost) override {
-    KVC_TRY_ASSIGN(const size_t count, Match(prefix, cost));
-    return count > first ? count - first : 0;
   }
   Result<size_t> Get(const IndexLoad::Question& prefix, QuestionCost*) override {
     return size_t{index_.Find(kSpace, prefix.keys.back()) ? 1u : 0u};
@@ -221,16 +216,6 @@ class RadixBackend final : public IndexBackend {
       }
       return matched;
     }
-    // A tree of prefixes knows a block by its prefix only.
-    Result<size_t> Range(const IndexLoad::Question& prefix, size_t first,
-                         QuestionCost* cost) override {
-      KVC_TRY_ASSIGN(const size_t count, Match(prefix, cost));
-      return count > first ? count - first : 0;
-    }
-    Result<size_t> Get(const IndexLoad::Question& prefix, QuestionCost* cost) override {
-      KVC_TRY_ASSIGN(const size_t count, Match(prefix, cost));
-      return size_t{count == prefix.keys.size() ? 1u : 0u};
-    }
 
    private:
     bool Same(const Step& step, const IndexLoad::Question& question, size_t at) const {
@@ -251,11 +236,8 @@ class RocksBackend final : public IndexBackend {
  public:
   static Result<std::unique_ptr<IndexBackend>> Make(const IndexLoad& load, KeyMode mode) {
     auto backend = std::make_unique<RocksBackend>(mode);
-    std::string directory = std::filesystem::temp_directory_path() / "kvcfs-index-bench-XXXXXX";
-    if (::mkdtemp(directory.data()) == nullptr) return ErrnoError(errno, "create", directory);
-    backend->directory_ = directory;
     meta::MetaStoreOptions options;
-    options.directory = directory + "/db";
+    options.directory = backend->directory_.path() + "/db";
     KVC_TRY_ASSIGN(backend->store_, meta::MetaStore::Open(options, nullptr));
     meta::MetaBatch batch;
     size_t count = 0;
@@ -270,11 +252,6 @@ class RocksBackend final : public IndexBackend {
     return std::unique_ptr<IndexBackend>(std::move(backend));
   }
   explicit RocksBackend(KeyMode mode) : mode_(mode) {}
-  ~RocksBackend() override {
-    store_.reset();
-    std::error_code ignored;
-    if (!directory_.empty()) std::filesystem::remove_all(directory_, ignored);
-  }
   Result<std::unique_ptr<IndexClient>> Connect() override {
     return MakeKeyByKey([this](const IndexLoad::Question& question, size_t at) {
       const auto value = store_->Get(Key(mode_, question.ids[at], question.keys[at]));
@@ -295,7 +272,7 @@ class RocksBackend final : public IndexBackend {
   }
 
   const KeyMode mode_;
-  std::string directory_;
+  const TemporaryDirectory directory_;  // before the store, which is in it
   std::unique_ptr<meta::MetaStore> store_;
 };
 

@@ -39,15 +39,6 @@ class CallClient final : public IndexClient {
     cost->model_us += std::max(answer.model_us, 0.05);
     return answer.count;
   }
-  Result<size_t> Range(const IndexLoad::Question& prefix, size_t first,
-                       QuestionCost* cost) override {
-    KVC_TRY_ASSIGN(const size_t count, Match(prefix, cost));
-    return count > first ? count - first : 0;
-  }
-  Result<size_t> Get(const IndexLoad::Question& prefix, QuestionCost* cost) override {
-    KVC_TRY_ASSIGN(const size_t count, Match(prefix, cost));
-    return size_t{count == prefix.keys.size() ? 1u : 0u};
-  }
 
  private:
   CoreCluster* const cluster_;
@@ -87,11 +78,6 @@ class OneSidedClient final : public IndexClient {
     cost->reads += prober_.read_count() - before;
     Take(meter_, cost);
     return count;
-  }
-  Result<size_t> Range(const IndexLoad::Question& prefix, size_t first,
-                       QuestionCost* cost) override {
-    KVC_TRY_ASSIGN(const size_t count, Match(prefix, cost));
-    return count > first ? count - first : 0;
   }
   Result<size_t> Get(const IndexLoad::Question& prefix, QuestionCost* cost) override {
     meter_ = rdma::CostMeter();
