@@ -92,11 +92,29 @@ void CopyHolder::FreeSlot(Copy& copy) {
     copy.mapping.reset();
     --mapped_slots_;
   }
+  exposed_.Remove(copy.slot);
   slots_.erase(copy.slot);
   parts_.resident->Remove(copy.slot);
   parts_.slots->Free(copy.slot);
   copy.slot = 0;
   parts_.resident->RoomMayBeHad();
+}
+
+void CopyHolder::Expose(const CopyKey& key, const Copy& copy) {
+  if (copy.slot == 0 || !copy.checked || copy.version == 0) return;
+  meta::SlotHeader header;
+  header.id = key.first;
+  header.generation = key.second;
+  header.length = copy.facts.length;
+  header.crc32c = copy.facts.crc32c;
+  exposed_.Add(copy.slot, header);
+}
+
+void CopyHolder::ExposeBy(rdma::Transport* transport) {
+  if (transport == nullptr) return exposed_.Stop();
+  exposed_.Start(transport);
+  const MutexLock lock(mutex_);
+  for (const auto& [key, copy] : copies_) Expose(key, copy);
 }
 
 Result<SlotId> CopyHolder::MakeSlot(std::span<const std::byte> bytes) {
@@ -169,7 +187,7 @@ void CopyHolder::Touch(Copy& copy) {
 
 CopyHolder::Counts CopyHolder::Count() {
   const MutexLock lock(mutex_);
-  return {copies_.size(), used_bytes_, slots_.size(), dirty_bytes_};
+  return {copies_.size(), used_bytes_, slots_.size(), dirty_bytes_, exposed_.Count()};
 }
 
 meta::CopyCapacity CopyHolder::Capacity() {
@@ -217,6 +235,7 @@ void CopyHolder::Mark(const BlockId& id, uint64_t generation, uint64_t version) 
     Copy& copy = at->second;
     const bool first = copy.version == 0;
     copy.version = version;
+    Expose(key, copy);
     if (first && !copy.place.valid()) {
       dirty_bytes_ += copy.facts.length;
       QueueWriteBack(key, options_.writeback_delay);
@@ -318,7 +337,10 @@ Result<std::shared_ptr<CopyHolder::Mapping>> CopyHolder::Fetch(const CopyKey& ke
     lock.native().lock();
     at = copies_.find(key);
     if (at == copies_.end() || right) {
-      if (at != copies_.end()) at->second.checked = true;
+      if (at != copies_.end()) {
+        at->second.checked = true;
+        Expose(key, at->second);
+      }
       return std::shared_ptr<Mapping>();
     }
     if (!at->second.place.valid()) return Error{Code::kCorrupt, "the bytes in DRAM are damaged"};
@@ -377,6 +399,7 @@ Result<std::shared_ptr<CopyHolder::Mapping>> CopyHolder::Fetch(const CopyKey& ke
   copy.mapping = mapping;
   ++mapped_slots_;
   parts_.resident->Add(*slot, this);
+  Expose(key, copy);
   return std::shared_ptr<Mapping>();
 }
 

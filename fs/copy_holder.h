@@ -7,8 +7,8 @@
 // from NVMe into DRAM. After the process died, all that was published is there; after the machine
 // died, what had reached NVMe: the rest is a miss, which replicas cover. Threads: any; one of its
 // own writes back. Lock order: mutex_, then records_mutex_ and the locks of
-//   SlotTier and ResidentSet; the cluster and SegmentStore are called without a lock, but for
-//   MarkDead.
+//   SlotTier, ResidentSet and ExposedSlots; the cluster and SegmentStore are called without a lock,
+//   but for MarkDead.
 // Memory: about 400 B a copy, and mappings of slots that were read.
 // Source: meta/CLUSTER.md; the contract is CopyStore in meta/cluster.h.
 #pragma once
@@ -26,6 +26,7 @@
 
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "fs/exposed_slots.h"
 #include "fs/resident_set.h"
 #include "iouring/segment_store.h"
 #include "iouring/slot_tier.h"
@@ -71,6 +72,7 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
 
   struct Counts {
     uint64_t copies = 0, bytes = 0, resident = 0, dirty_bytes = 0;
+    ExposedSlots::Counts exposed;
   };
   Counts Count();
 
@@ -83,6 +85,8 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
   Result<meta::PinnedCopy> Open(const meta::BlockId& id, uint64_t generation,
                                 bool may_wait) override;
   meta::CopyCapacity Capacity() override;
+  void ExposeBy(rdma::Transport* transport) override;
+  meta::SlotTable Slots() override { return exposed_.table(); }
 
   // SlotOwner
   bool TryEvict(iouring::SlotId slot) override;
@@ -116,7 +120,7 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
   using Copies = std::map<CopyKey, Copy>;
 
   CopyHolder(const CopyHolderOptions& options, const CopyHolderParts& parts)
-      : options_(options), parts_(parts) {}
+      : options_(options), parts_(parts), exposed_(parts.slots) {}
 
   Status Recover() KVC_EXCLUDES(mutex_);
   Result<uint64_t> NextGeneration() KVC_EXCLUDES(generation_mutex_);
@@ -129,6 +133,8 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
   Copies::iterator Insert(const CopyKey& key, Copy copy) KVC_REQUIRES(mutex_);
   void Erase(Copies::iterator copy) KVC_REQUIRES(mutex_);
   void FreeSlot(Copy& copy) KVC_REQUIRES(mutex_);
+  // Peers may read its slot one-sided from some time on, if it has one and is published.
+  void Expose(const CopyKey& key, const Copy& copy) KVC_REQUIRES(mutex_);
   void Touch(Copy& copy) KVC_REQUIRES(mutex_);
   bool Map(Copy& copy) KVC_REQUIRES(mutex_);
   meta::PinnedCopy Pin(Copy& copy) KVC_REQUIRES(mutex_);
@@ -159,6 +165,7 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
   const CopyHolderOptions options_;
   const CopyHolderParts parts_;
   uint64_t nvme_bytes_max_ = 0;  // of one copy
+  ExposedSlots exposed_;
 
   Mutex mutex_;
   std::condition_variable changed_;      // something was fetched, or written

@@ -26,6 +26,7 @@
 #include "base/result.h"
 #include "meta/cluster_messages.h"
 #include "meta/membership.h"
+#include "meta/slot_headers.h"
 
 namespace kvcfs::meta {
 
@@ -90,6 +91,12 @@ class CopyStore {
   // is not in memory; kCorrupt, kIo: lost (say so by Cluster::Lost, too).
   virtual Result<PinnedCopy> Open(const BlockId& id, uint64_t generation, bool may_wait) = 0;
   virtual CopyCapacity Capacity() = 0;
+
+  // From now on peers may read what lies in memory by regions of this transport; null: no more, and
+  // all regions are withdrawn when it returns. Called by who runs the cluster, at start and end.
+  virtual void ExposeBy(rdma::Transport* /*transport*/) {}
+  // Where they find it.
+  virtual SlotTable Slots() { return {}; }
 };
 
 // ---- What fs asks of the cluster

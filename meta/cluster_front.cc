@@ -50,8 +50,14 @@ std::span<std::byte> ClusterFront::Waiter::PlaceFor(uint64_t call) {
 }
 
 ClusterFront::ClusterFront(const NodeId& self, const ClusterTimes& times, const Clock* clock,
-                           ClusterPeers* peers, ClusterService* service)
-    : self_(self), times_(times), clock_(clock), peers_(peers), service_(service), client_([&] {
+                           ClusterPeers* peers, CopyReader* reader, ClusterService* service)
+    : self_(self),
+      times_(times),
+      clock_(clock),
+      peers_(peers),
+      reader_(reader),
+      service_(service),
+      client_([&] {
         ClusterClient::Options options;
         options.self = self;
         options.times = times;
@@ -172,16 +178,18 @@ Reply ClusterFront::Checked(Reply reply, std::span<const std::byte> bytes, uint3
 
 std::optional<OutCall> ClusterFront::CallAndDeliver(const OutCall& call, uint64_t own,
                                                     Waiter& waiter) {
-  const bool reads = std::holds_alternative<ReadRequest>(call.request.body);
-  rdma::CallOptions options{.timeout = TimeoutOf(call.request.body, times_)};
-  if (reads) options.receive = waiter.PlaceFor(call.id);
-  uint32_t received = 0;
-  Reply reply = peers_->CallAndWait(call.to, call.request, options, &received);
-  if (reads) {
-    waiter.CallIsOver();
-    reply = Checked(std::move(reply), options.receive, received);
+  const Millis timeout = TimeoutOf(call.request.body, times_);
+  const auto* read = std::get_if<ReadRequest>(&call.request.body);
+  if (read == nullptr) {
+    uint32_t none = 0;
+    return Deliver(call.id, peers_->CallAndWait(call.to, call.request, {.timeout = timeout}, &none),
+                   own);
   }
-  return Deliver(call.id, reply, own);
+  const std::span<std::byte> place = waiter.PlaceFor(call.id);
+  CopyReader::Outcome got = reader_->Read(call.to, *read, place, call.request.epoch, timeout);
+  waiter.CallIsOver();
+  if (got.one_sided && got.reply.code == Code::kOk) NoteUsed(read->id, call.to);
+  return Deliver(call.id, Checked(std::move(got.reply), place, got.received), own);
 }
 
 std::optional<OutCall> ClusterFront::Deliver(uint64_t call, const Reply& reply, uint64_t own) {

@@ -25,13 +25,14 @@
 #include "meta/cluster_client.h"
 #include "meta/cluster_peers.h"
 #include "meta/cluster_service.h"
+#include "meta/copy_reader.h"
 
 namespace kvcfs::meta {
 
 class ClusterFront {
  public:
   ClusterFront(const NodeId& self, const ClusterTimes& times, const Clock* clock,
-               ClusterPeers* peers, ClusterService* service);
+               ClusterPeers* peers, CopyReader* reader, ClusterService* service);
   ~ClusterFront() { Stop(); }
 
   void Start();
@@ -91,6 +92,7 @@ class ClusterFront {
   const ClusterTimes times_;
   const Clock* const clock_;
   ClusterPeers* const peers_;
+  CopyReader* const reader_;
   ClusterService* const service_;
 
   Mutex mutex_;

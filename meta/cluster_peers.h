@@ -19,6 +19,7 @@ namespace kvcfs::meta {
 // Methods beside those of cluster_messages.h.
 inline constexpr rdma::Method kMethodPromise = 0x80;  // epoch u64 -> milliseconds u64
 inline constexpr rdma::Method kMethodStatus = 0x81;   // -> ClusterStatus as JSON
+inline constexpr rdma::Method kMethodSlots = 0x82;    // -> SlotTable (slot_headers.h)
 
 class ClusterPeers {
  public:
@@ -32,7 +33,8 @@ class ClusterPeers {
   // False: no such node, and `done` is never called.
   bool Call(const NodeId& to, const Request& request, const rdma::CallOptions& options, Done done)
       KVC_EXCLUDES(mutex_);
-  // The same on the caller's own thread, which waits; not a thread of the transport.
+  // The same on the caller's own thread, which waits; not a thread of the transport. Bytes of
+  // copies are read by copy_reader.h.
   Reply CallAndWait(const NodeId& to, const Request& request, const rdma::CallOptions& options,
                     uint32_t* bulk_bytes) KVC_EXCLUDES(mutex_);
   // Of a promise; 0: none.

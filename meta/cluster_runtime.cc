@@ -29,6 +29,7 @@ ClusterRuntime::ClusterRuntime(const ClusterRuntimeOptions& options,
       spaces_(options.cluster, EtcdClient::Make(options.etcd)),
       transport_(std::move(transport)),
       peers_(transport_.get()),
+      reader_(options.one_sided, clock, &peers_),
       service_(
           [&] {
             ClusterService::Options service;
@@ -40,15 +41,22 @@ ClusterRuntime::ClusterRuntime(const ClusterRuntimeOptions& options,
           }(),
           {.clock = clock,
            .peers = &peers_,
+           .reader = &reader_,
            .may_serve = [this] { return membership_->MayServe(); },
            .promise = [this](uint64_t epoch) { return membership_->Promise(epoch); },
            .name_of_space = [this](const SpaceId& id) { return spaces_.NameOf(id); },
            .status = [this] { return ToJson(Describe()); }}),
-      front_(options.self, options.times, clock, &peers_, &service_) {}
+      front_(options.self, options.times, clock, &peers_, &reader_, &service_) {}
 
 Status ClusterRuntime::Start(CopyStore* copies) {
   KVC_CHECK(!started_ && (copies != nullptr || !holds_blocks()));
   started_ = true;
+  const bool exposes = options_.one_sided == OneSided::kAlways ||
+                       (options_.one_sided == OneSided::kAuto && transport_->reads_past_cpu());
+  if (exposes && holds_blocks()) {
+    copies_ = copies;
+    copies->ExposeBy(transport_.get());
+  }
   service_.Start(copies);
   front_.Start();
   std::optional<ClusterNode> node;
@@ -88,6 +96,8 @@ void ClusterRuntime::EndParts() {
   if (!started_ || transport_ == nullptr) return;
   front_.Stop();
   service_.Stop();
+  if (copies_ != nullptr) copies_->ExposeBy(nullptr);
+  copies_ = nullptr;
   // Calls that are open end now, and with them the last that knows of our memory.
   peers_.Clear();
   transport_.reset();

@@ -18,6 +18,7 @@
 #include "meta/cluster_front.h"
 #include "meta/cluster_peers.h"
 #include "meta/cluster_service.h"
+#include "meta/copy_reader.h"
 #include "meta/membership.h"
 #include "meta/space_directory.h"
 #include "rdma/transport.h"
@@ -37,6 +38,7 @@ struct ClusterRuntimeOptions {
   Millis start_timeout{10000};
   Millis takeover{30000};
   uint64_t leased_bytes_max = uint64_t{1} << 40;  // of the blocks of our shards
+  OneSided one_sided = OneSided::kAuto;           // of blocks' bytes, ours and others'
 };
 
 class ClusterRuntime final : public Cluster {
@@ -95,11 +97,13 @@ class ClusterRuntime final : public Cluster {
   const ClusterRuntimeOptions options_;
   rdma::Address address_;
   bool started_ = false;
+  CopyStore* copies_ = nullptr;  // that lets peers read by regions
   // The transport goes first: it calls the service, and completes calls of the front.
   std::unique_ptr<Membership> membership_;
   SpaceDirectory spaces_;
   std::unique_ptr<rdma::Transport> transport_;
   ClusterPeers peers_;
+  CopyReader reader_;
   ClusterService service_;
   ClusterFront front_;
 };

@@ -335,13 +335,11 @@ void ClusterService::AwaitCopyStore() {
 void ClusterService::Fetch(uint64_t order, const BlockFacts& facts, const meta::Place& from) {
   const bool posted = fetch_pool_->Post([this, order, facts, from] {
     rdma::Bytes bytes(facts.length);
-    uint32_t received = 0;
-    const Reply reply = parts_.peers->CallAndWait(
-        from.node, {epoch_.load(), ReadRequest{facts.id, from.generation}},
-        {.timeout = options_.fetch_timeout, .receive = bytes}, &received);
-    const auto* read = std::get_if<ReadReply>(&reply.body);
-    if (reply.code != Code::kOk || read == nullptr || read->key != facts.id.key ||
-        read->generation != from.generation || received != facts.length ||
+    const CopyReader::Outcome got = parts_.reader->Read(
+        from.node, {facts.id, from.generation}, bytes, epoch_.load(), options_.fetch_timeout);
+    const auto* read = std::get_if<ReadReply>(&got.reply.body);
+    if (got.reply.code != Code::kOk || read == nullptr || read->key != facts.id.key ||
+        read->generation != from.generation || got.received != facts.length ||
         Crc32c(bytes) != facts.crc32c) {
       return FinishFetch(order, Error{Code::kUnavailable, "no such copy"}, facts);
     }
@@ -438,6 +436,12 @@ void ClusterService::Serve(rdma::Method method, rdma::Bytes bytes, std::span<std
         serve_pool_->Post([this, responder] { responder->Answer(TextBytes(parts_.status())); });
     if (!posted) responder->Refuse(Code::kBusy, "too much waits here");
     return;
+  }
+  if (method == kMethodSlots) {
+    // A region has blocks of all namespaces.
+    if (!peer.all_namespaces)
+      return responder->Refuse(Code::kDenied, "slots are of all namespaces");
+    return responder->Answer(meta::Encode(has_holder() ? copies_->Slots() : SlotTable()));
   }
   const auto request = DecodeRequest(method, bytes);
   if (!request.ok()) return responder->Refuse(request.code(), request.error().text);

@@ -26,6 +26,7 @@
 #include "meta/block_holder.h"
 #include "meta/cluster.h"
 #include "meta/cluster_peers.h"
+#include "meta/copy_reader.h"
 #include "meta/metadata_shard.h"
 #include "meta/request_access.h"
 #include "meta/worker_pool.h"
@@ -48,6 +49,7 @@ class ClusterService final : public rdma::Service {
   struct Parts {
     const Clock* clock = nullptr;
     ClusterPeers* peers = nullptr;
+    CopyReader* reader = nullptr;
     std::function<bool()> may_serve;                // Membership's
     std::function<Millis(uint64_t epoch)> promise;  // likewise
     NameOfSpace name_of_space;

@@ -21,6 +21,7 @@
 // Source: DESIGN of the wire: rdma/WIRE.md. The cost model: rdma/cost_model.h.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -70,11 +71,21 @@ struct Address {
   friend auto operator<=>(const Address&, const Address&) = default;
 };
 
+// What a provider wants to know of a peer's region beside its number. Who was told (the owner's
+// AwaitKey) says it with the RemoteSpan, and nobody is asked; else it stays zero. Opaque, no
+// secret.
+struct RegionKey {
+  uint64_t address = 0;
+  std::array<uint32_t, 4> keys{};  // by the owner's devices
+  friend bool operator==(const RegionKey&, const RegionKey&) = default;
+};
+
 // Memory of a peer that it exposed. `region` is never used again by that peer's incarnation.
 struct RemoteSpan {
   uint64_t region = 0;
   uint64_t offset = 0;
   uint32_t length = 0;
+  RegionKey key{};
 };
 
 enum class Access : uint8_t { kRead = 1, kReadWrite = 3 };
@@ -144,6 +155,8 @@ class Peer {
 
   virtual bool connected() const = 0;
   virtual std::string provider() const = 0;  // "tcp", "loopback", "verbs"
+  // A READ now would not cost the peer's CPU.
+  virtual bool reads_past_cpu() const { return false; }
 };
 
 struct TransportStats {
@@ -161,8 +174,14 @@ class Transport {
   virtual std::shared_ptr<Peer> Connect(const Address& address) = 0;
   // Lets peers read, or read and write, `memory`, which must stay until Withdraw has returned.
   virtual Result<uint64_t> Expose(std::span<std::byte> memory, Access access) = 0;
+  // Waits until peers read the region at its best (verbs: it is registered), and says what they may
+  // be told of it. Fails: kStale no such region; kCancelled the transport ends; why it cannot be
+  // (kNoSpace: locked memory), and then it is read by way of the owner's CPU.
+  virtual Result<RegionKey> AwaitKey(uint64_t /*region*/) { return RegionKey{}; }
   // Waits for who reads or writes it now; not from a thread of the transport.
   virtual void Withdraw(uint64_t region) = 0;
+  // Peers with the same devices may read without this host's CPU.
+  virtual bool reads_past_cpu() const { return false; }
   virtual TransportStats Stats() const = 0;
 };
 

@@ -64,6 +64,7 @@ class VerbsPeer final : public Peer {
 
   bool connected() const override { return core_->up() || core_->tcp().connected(); }
   std::string provider() const override { return core_->up() ? "verbs" : "tcp"; }
+  bool reads_past_cpu() const override { return core_->up(); }
 
  private:
   bool Fits(const Bytes& request, const CallOptions& options) const {
@@ -126,10 +127,12 @@ class VerbsTransport final : public Transport {
     shared_->regions.Add(region, memory);
     return region;
   }
+  Result<RegionKey> AwaitKey(uint64_t region) override { return shared_->regions.AwaitKey(region); }
   void Withdraw(uint64_t region) override {
     shared_->regions.Remove(region);
     tcp_->Withdraw(region);
   }
+  bool reads_past_cpu() const override { return true; }
 
   TransportStats Stats() const override {
     TransportStats stats = tcp_->Stats();

@@ -205,6 +205,7 @@ void VerbsPeerCore::Drop(const Error& why) {
   loop_.Post([gone = std::exchange(links_, {})] {});
   keys_.clear();
   asking_.clear();
+  device_ = SIZE_MAX;
   staging_.reset();
   check_at_ = Millis::max();
   connecting_ = false;
@@ -342,6 +343,12 @@ void VerbsPeerCore::ReadByTcp(OpenRead read) {
 void VerbsPeerCore::StartRead(uint64_t id) {
   OpenRead& read = reads_[id];
   const auto key = keys_.find(read.from.region);
+  const RegionKey& told = read.from.key;
+  if (key == keys_.end() && told.address != 0 && device_ < told.keys.size()) {
+    // Said with the READ; that it may be over costs a queue pair, not more.
+    const VerbsRegions::Key known{.address = told.address, .key = told.keys[device_]};
+    if (known.key != 0) return PostRead(id, read, known);
+  }
   if (key == keys_.end()) {
     auto& waiting = asking_[read.from.region];
     waiting.push_back(id);
@@ -381,6 +388,7 @@ void VerbsPeerCore::OnKey(uint64_t region, const Reply& reply) {
   const auto told = DecodeVerbsKey(reply.head);
   if (reply.code == Code::kOk && told.ok()) {
     key.key = *told;
+    device_ = told->device;
   } else {
     key.ask_again = loop_.Now() + kKeyPause;
   }

@@ -115,6 +115,7 @@ class VerbsPeerCore final : public VerbsMember,
   std::set<std::pair<Millis, uint64_t>> deadlines_;
   uint64_t last_id_ = 0;
   std::unordered_map<uint64_t, Key> keys_;
+  size_t device_ = SIZE_MAX;  // the peer's, whose keys are ours; not told yet
   std::unordered_map<uint64_t, std::vector<uint64_t>> asking_;  // reads that wait for a key
   std::unique_ptr<Staging> staging_;
 };

@@ -1,5 +1,7 @@
 #include "rdma/verbs_regions.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "base/log.h"
@@ -62,7 +64,28 @@ Result<VerbsRegions::Key> VerbsRegions::Find(uint64_t number, size_t device) {
   KVC_CHECK(device < region.registered.size());
   return Key{.address = reinterpret_cast<uint64_t>(region.memory.data()),
              .length = region.memory.size(),
-             .key = region.registered[device].remote_key()};
+             .key = region.registered[device].remote_key(),
+             .device = static_cast<uint8_t>(device)};
+}
+
+Result<RegionKey> VerbsRegions::AwaitKey(uint64_t number) {
+  MutexLock lock(mutex_);
+  for (;;) {
+    const auto found = regions_.find(number);
+    if (ending_) return Error{Code::kCancelled, "the transport ends"};
+    if (found == regions_.end() || found->second.gone) {
+      return Error{Code::kStale, fmt::format("no region {:#x}", number)};
+    }
+    const Region& region = found->second;
+    KVC_TRY(region.status);
+    if (!region.registered.empty()) {
+      RegionKey key{.address = reinterpret_cast<uint64_t>(region.memory.data())};
+      const size_t devices = std::min(region.registered.size(), key.keys.size());
+      for (size_t i = 0; i < devices; ++i) key.keys[i] = region.registered[i].remote_key();
+      return key;
+    }
+    changed_.wait(lock.native());
+  }
 }
 
 std::optional<uint32_t> VerbsRegions::LocalKey(size_t device, std::span<std::byte> memory) {
@@ -101,12 +124,13 @@ void VerbsRegions::Main() {
         break;
       }
     }
-    if (!status.ok()) {
-      registered.clear();
+    if (!status.ok()) registered.clear();
+    lock.native().lock();
+    if (!status.ok() && !failing_) {
       KVC_LOG(Warn, "memory is not registered, peers read it over TCP", "bytes={} reason={}",
               memory.size(), LogValue(status.error().text));
     }
-    lock.native().lock();
+    failing_ = !status.ok();
     Region& region = regions_[number];
     region.busy = false;
     region.registered = std::move(registered);

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "rdma/transport.h"
 #include "rdma/verbs_device.h"
 
 namespace kvcfs::rdma {
@@ -38,8 +39,11 @@ class VerbsRegions {
   struct Key {
     uint64_t address = 0, length = 0;
     uint32_t key = 0;
+    uint8_t device = 0;  // its index here
   };
   Result<Key> Find(uint64_t region, size_t device) KVC_EXCLUDES(mutex_);
+  // Waits until it is registered, or why it cannot be is known.
+  Result<RegionKey> AwaitKey(uint64_t region) KVC_EXCLUDES(mutex_);
   // If all of `memory` lies in a region: by which key the device writes there.
   std::optional<uint32_t> LocalKey(size_t device, std::span<std::byte> memory) KVC_EXCLUDES(mutex_);
 
@@ -60,6 +64,7 @@ class VerbsRegions {
   std::unordered_map<uint64_t, Region> regions_ KVC_GUARDED_BY(mutex_);
   std::map<const std::byte*, uint64_t> by_address_ KVC_GUARDED_BY(mutex_);
   std::deque<uint64_t> waiting_ KVC_GUARDED_BY(mutex_);
+  bool failing_ KVC_GUARDED_BY(mutex_) = false;  // it has been said
   std::thread thread_;
 };
 

@@ -49,7 +49,7 @@ Result<VerbsRegionRequest> VerbsRegionRequest::Decode(std::span<const std::byte>
 
 Bytes EncodeVerbsKey(const VerbsRegions::Key& key) {
   Writer out;
-  out.U64(key.address).U64(key.length).U32(key.key);
+  out.U64(key.address).U64(key.length).U32(key.key).U8(key.device);
   return out.Take();
 }
 
@@ -59,6 +59,7 @@ Result<VerbsRegions::Key> DecodeVerbsKey(std::span<const std::byte> bytes) {
   key.address = in.U64();
   key.length = in.U64();
   key.key = in.U32();
+  key.device = in.U8();
   if (!in.Finished()) return TooShort();
   return key;
 }

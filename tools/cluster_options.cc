@@ -69,6 +69,13 @@ Result<TransportChoice> ParseTransport(std::string_view text) {
   return Wrong("transport", fmt::format("'{}' is not verbs, tcp or auto", text));
 }
 
+Result<meta::OneSided> ParseOneSided(std::string_view text) {
+  if (text == "never") return meta::OneSided::kNever;
+  if (text == "auto") return meta::OneSided::kAuto;
+  if (text == "always") return meta::OneSided::kAlways;
+  return Wrong("one_sided", fmt::format("'{}' is not never, auto or always", text));
+}
+
 Result<std::unique_ptr<rdma::Transport>> MakeTransport(TransportChoice choice,
                                                        const rdma::TransportOptions& options) {
   if (choice == TransportChoice::kTcp) return rdma::MakeTcpTransport(options);
@@ -110,6 +117,7 @@ Result<ClusterOptions> ParseClusterOptions(const ClusterSettings& settings, Clus
   if (!IsNodeName(settings.id)) return Wrong("id", fmt::format("'{}' is no name", settings.id));
   options.id = settings.id;
   KVC_TRY_ASSIGN(options.transport, ParseTransport(settings.transport));
+  KVC_TRY_ASSIGN(options.one_sided, ParseOneSided(settings.one_sided));
   options.tls = {settings.tls_cert, settings.tls_key, settings.tls_ca};
   const bool any_tls =
       !settings.tls_cert.empty() || !settings.tls_key.empty() || !settings.tls_ca.empty();
@@ -208,6 +216,7 @@ Result<std::unique_ptr<meta::ClusterRuntime>> MakeRuntime(const ClusterOptions& 
   runtime.listen = options.listen;
   runtime.advertise = options.advertise;
   runtime.etcd = options.etcd;
+  runtime.one_sided = options.one_sided;
   // Where all nodes of the view are gone for good, another may begin only after a while.
   if (options.roles != 0) runtime.start_timeout = runtime.takeover + std::chrono::seconds(15);
   return std::make_unique<meta::ClusterRuntime>(runtime, std::move(made), clock);

@@ -31,6 +31,7 @@ enum class TransportChoice { kAuto, kTcp, kVerbs };
 struct ClusterOptions {
   meta::EtcdOptions etcd;
   TransportChoice transport = TransportChoice::kAuto;
+  meta::OneSided one_sided = meta::OneSided::kAuto;
   rdma::TlsOptions tls;
   std::string id;
   std::string name;

@@ -86,6 +86,8 @@ void RegisterClusterMetrics(meta::Cluster* cluster) {
   total("kvcfs_meta_cache_misses_total", "Groups of blocks that were asked for.",
         [](Now s) { return s.cache_misses_total; });
   total("kvcfs_rdma_calls_total", "Calls to peers.", [](Now s) { return s.transport.calls; });
+  total("kvcfs_rdma_reads_total", "One-sided READs of peers' memory.",
+        [](Now s) { return s.transport.reads; });
   total("kvcfs_rdma_sent_bytes_total", "Bytes sent to peers.",
         [](Now s) { return s.transport.bytes_sent; });
   total("kvcfs_rdma_received_bytes_total", "Bytes received from peers.",

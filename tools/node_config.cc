@@ -120,6 +120,10 @@ void BindCluster(ConfigSchema& schema, ClusterSettings& cluster) {
   schema.String("transport", &cluster.transport,
                 "verbs (RDMA), tcp, or auto: verbs where this host has a device, else tcp. Peers "
                 "that no device reaches are always spoken to by TCP.");
+  schema.String(
+      "one_sided", &cluster.one_sided,
+      "Whether blocks of peers are read out of their memory: never, auto (where RDMA does "
+      "it), or always (also by TCP, where a call is cheaper: for tests).");
   schema.String("tls_cert", &cluster.tls_cert, "Its certificate, a PEM file; empty: no TLS.");
   schema.String("tls_key", &cluster.tls_key, "The certificate's key.");
   schema.String("tls_ca", &cluster.tls_ca, "The authority of all certificates.");

@@ -64,6 +64,7 @@ struct ClusterSettings {
   std::string advertise;
   std::string roles = "meta,blocks";
   std::string transport = "auto";
+  std::string one_sided = "auto";
   std::string tls_cert, tls_key, tls_ca;
   bool etcd_tls = true;
   bool client_only = false;

@@ -79,6 +79,12 @@ class Server {
       RegisterTierMetrics(slots_.get(), segments_.get());
       Metrics::Get().AddGauge("kvcfs_fs_dirty_bytes", "Bytes not yet on NVMe.", {},
                               [this] { return static_cast<double>(copies_->Count().dirty_bytes); });
+      Metrics::Get().AddGauge(
+          "kvcfs_fs_one_sided_bytes", "Bytes in DRAM that peers may read one-sided.", {},
+          [this] { return static_cast<double>(copies_->Count().exposed.bytes); });
+      Metrics::Get().AddGauge(
+          "kvcfs_fs_one_sided_waiting_bytes", "Bytes in DRAM that are to be registered.", {},
+          [this] { return static_cast<double>(copies_->Count().exposed.waiting_bytes); });
     }
     RegisterClusterMetrics(cluster_.get());
     KVC_LOG(Info, "joining the cluster", "name={} etcd={}", LogValue(options_.cluster.name),

@@ -14,3 +14,7 @@ kvc_vm_test(one_sided_race --certs --seconds 1200 --program $<TARGET_FILE:one_si
 kvc_vm_test(verbs_cluster --certs --seconds 900 --program $<TARGET_FILE:cluster_runtime_test> --program etcd
   --program ${CMAKE_CURRENT_SOURCE_DIR}/vm/on-two-devices.sh -- on-two-devices.sh cluster_runtime_test
   --gtest_filter=*WhatOneMount*:*ADropIsSeen*:*AHolderServes*:*FirstToPublish*:*DamagedBytes*:*Namespaces*:*ManyCallers*)
+
+# Copies that a holder registers, read one-sided into the memory that asked: no call, and never other bytes.
+kvc_vm_test(one_sided_copies --certs --seconds 900 --program $<TARGET_FILE:exposed_copies_test> --
+  "rdma-devices && KVC_TEST_TRANSPORT=verbs KVC_TEST_HOST=10.77.0.1 KVC_TEST_CERTS=/certs exposed_copies_test")

@@ -47,6 +47,9 @@ TEST(ClusterOptions, WhatIsWrongIsNamed) {
   settings.transport = "pigeon";
   EXPECT_NE(ErrorOf(settings).find("cluster.transport"), std::string::npos);
   settings.transport = "auto";
+  settings.one_sided = "sometimes";
+  EXPECT_NE(ErrorOf(settings).find("cluster.one_sided"), std::string::npos);
+  settings.one_sided = "auto";
   settings.roles = "meta,cook";
   EXPECT_NE(ErrorOf(settings).find("cluster.roles"), std::string::npos);
   settings.roles = "";
