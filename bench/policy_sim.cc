@@ -20,7 +20,7 @@ namespace kvcfs::bench {
 namespace {
 
 int Run(const std::string& file, uint64_t limit, const std::vector<uint64_t>& capacities,
-        bool json) {
+        const std::vector<std::string>& policies, bool json) {
   const Result<tools::Trace> trace = tools::ReadTrace(file, limit);
   if (!trace.ok()) {
     fmt::print(stderr, "policy_sim: {}\n", trace.error().text);
@@ -31,7 +31,7 @@ int Run(const std::string& file, uint64_t limit, const std::vector<uint64_t>& ca
   for (const uint64_t capacity : capacities) {
     const double leaf_lru = SimulatePolicy("leaf-lru", tree, capacity);
     const double belady = SimulatePolicy("belady", tree, capacity);
-    for (const char* name : PolicyNames()) {
+    for (const std::string& name : policies) {
       const double rate = SimulatePolicy(name, tree, capacity);
       rows.push_back({{"policy", name}, {"capacity_blocks", capacity}, {"hit_rate", rate}});
       if (json) continue;
@@ -57,8 +57,14 @@ int Main(int argc, char** argv) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_flag("--json", json, "One JSON object");
+  const auto known = PolicyNames();
+  std::vector<std::string> policies(known.begin(), known.end());
+  app.add_option("--policies", policies, "Only these")
+      ->delimiter(',')
+      ->check(CLI::IsMember(policies))
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  return Run(file, limit, capacities, json);
+  return Run(file, limit, capacities, policies, json);
 }
 
 }  // namespace

@@ -14,6 +14,8 @@ constexpr uint64_t kRoundUsesMin = 1024;
 // 0.97: half of what is known is of the last 23 rounds.
 constexpr double kKeptShare = 0.97;
 constexpr double kMargin = 1.0 / 3;
+// Of what is counted, either way: the worst of 64 estimates would else be the most mistaken one.
+constexpr double kDeviations = 2;
 // LRU is better if it had 2% more hits (and more than chance may give it) in the last some 5
 // rounds.
 constexpr double kBehindShare = 0.02;
@@ -27,6 +29,15 @@ uint64_t Remembered(uint64_t cached_blocks) {
 constexpr size_t kRankedMax = 1u << 15;
 
 }  // namespace
+
+// Score interval of a Poisson count.
+ReusePolicy::Estimate ReusePolicy::Estimated(double used, double kept) {
+  if (kept <= 0) return {};
+  constexpr double kHalf = kDeviations * kDeviations / 2;
+  const double either_way = kDeviations * std::sqrt(used + kHalf / 2);
+  return {std::max(0.0, used + kHalf - either_way) / kept, used / kept,
+          (used + kHalf + either_way) / kept};
+}
 
 ReusePolicy::ReusePolicy() : entries_(kEntriesMin) {}
 
@@ -161,37 +172,39 @@ void ReusePolicy::Learn() {
     left[0] = group.uses;
     for (size_t b = 0; b < kBuckets; ++b) left[b + 1] = std::max(0.0, left[b] - group.again[b]);
     for (size_t from = 0; from < kBuckets; ++from) {
-      double best = 0, used = 0, kept = 0;
+      double used = 0, kept = 0, best_used = 0, best_kept = 0;
       for (size_t b = from; b < kBuckets && left[from] > 0; ++b) {
         used += group.again[b];
         kept += widths[b] * (left[b] + left[b + 1]) / 2;
-        if (kept > 0) best = std::max(best, used / kept);
+        // Without a use, all of the time is what tells how rare they are.
+        if (best_used > 0 && used * best_kept <= best_used * kept) continue;
+        best_used = used;
+        best_kept = kept;
       }
-      group.worth[from] = best;
+      group.worth[from] = Estimated(best_used, best_kept);
     }
     group.uses *= kKeptShare;
     for (double& count : group.again) count *= kKeptShare;
   }
 }
 
-double ReusePolicy::Worth(uint64_t hash) const {
+ReusePolicy::Estimate ReusePolicy::EstimateOf(uint64_t hash) const {
   const Entry* entry = Find(hash);
-  if (entry == nullptr) return 0;
+  if (entry == nullptr) return {};
   return groups_[entry->group()].worth[BucketOf(clock_ - entry->last)];
 }
 
 size_t ReusePolicy::Choose(std::span<const uint64_t> hashes) const {
   if (!learned() || hashes.empty()) return 0;
-  const double first = Worth(hashes[0]);
   size_t worst = 0;
-  double least = first;
+  double least = (1 - kMargin) * EstimateOf(hashes[0]).least;
   for (size_t i = 1; i < hashes.size(); ++i) {
-    const double worth = Worth(hashes[i]);
+    const double worth = EstimateOf(hashes[i]).most;
     if (worth >= least) continue;
     worst = i;
     least = worth;
   }
-  return least < (1 - kMargin) * first ? worst : 0;
+  return worst;
 }
 
 }  // namespace kvcfs::fs

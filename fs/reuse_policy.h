@@ -7,11 +7,12 @@
 // a conversation proves (a second turn makes a third likely; nobody answers within seconds) is
 // found in what happens, with no parameter of a trace. Blocks that are gone are remembered for ten
 // times as many uses as there are blocks cached, else the counts would only know what the cache
-// itself allows. Where the counts do not tell leaves apart by a third, the least recently used
-// goes, as in leaf-first LRU: chance would else decide, and never for the better. Time is counted
-// in uses. I/O-free. Threads: one at a time (the caller's lock). Memory: 12 B for each of 16 to 32
-// times the cached blocks, at most 24 MiB. Source: Gittins 1979; LHD (Beckmann et al., NSDI 2018)
-// has the same counts and one fixed horizon. Measured by bench/policy_sim.
+// itself allows. Where the counts do not tell leaves apart by a third, and by more than the chance
+// that is in them, the least recently used goes, as in leaf-first LRU: chance would else decide,
+// and never for the better. Time is counted in uses. I/O-free. Threads: one at a time (the caller's
+// lock). Memory: 12 B for each of 16 to 32 times the cached blocks, at most 24 MiB. Source: Gittins
+// 1979; LHD (Beckmann et al., NSDI 2018) has the same counts and one fixed horizon. Measured by
+// bench/policy_sim.
 #pragma once
 
 #include <array>
@@ -44,7 +45,7 @@ class ReusePolicy {
   size_t Choose(std::span<const uint64_t> hashes) const;
 
   // The chance of a use, per use of any block for which it is kept. 0: never heard of.
-  double Worth(uint64_t hash) const;
+  double Worth(uint64_t hash) const { return EstimateOf(hash).likely; }
 
   // False: too little was seen to judge; Choose answers 0.
   bool learned() const { return rounds_ >= kRoundsMin; }
@@ -67,14 +68,20 @@ class ReusePolicy {
   };
   static constexpr uint32_t kTip = 1u << 31;
 
+  struct Estimate {
+    double least = 0, likely = 0, most = 0;
+  };
+
   struct Group {
     double uses = 0;
     std::array<double, kBuckets> again{};  // of which used again at that age
-    std::array<double, kBuckets> worth{};
+    std::array<Estimate, kBuckets> worth{};
   };
 
   static size_t BucketOf(uint32_t age);
+  static Estimate Estimated(double used, double kept);
   const Entry* Find(uint64_t hash) const;
+  Estimate EstimateOf(uint64_t hash) const;
   size_t SetOf(uint32_t name) const;
   Entry& Take(uint64_t hash);  // its entry; else a new one in the place of the oldest
   Entry& TakeNamed(uint32_t name);

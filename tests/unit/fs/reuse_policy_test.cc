@@ -72,6 +72,19 @@ TEST(ReusePolicy, WhereNothingTellsThemApartTheLeastRecentlyUsedGoes) {
   EXPECT_LT(others, 100u);
 }
 
+TEST(ReusePolicy, ChanceInFewCountsTellsNothing) {
+  size_t others = 0;
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    ReusePolicy policy;
+    std::mt19937_64 random(seed);
+    for (uint64_t i = 0; i < 3000; ++i) Use(policy, random() % 200, random() % 8 == 0, 1000);
+    for (uint64_t i = 0; i < 200; i += 2) {
+      if (policy.Choose(std::vector<uint64_t>{Hash(i), Hash(i + 1)}) != 0) ++others;
+    }
+  }
+  EXPECT_LT(others, 300u);  // of 2,000; 417 by the likeliest worth alone
+}
+
 TEST(ReusePolicy, WhatItNeverHeardOfIsWorthNothing) {
   ReusePolicy policy;
   for (uint64_t i = 0; i < 10000; ++i) Use(policy, i % 100, false, 100);
