@@ -116,7 +116,7 @@ void BlockHolder::Fetched(Millis now, uint64_t order, Code code, uint64_t genera
   fetches_.erase(at);
   orders_.erase(fetching.facts.id);
   const BlockFacts& facts = fetching.facts;
-  if (code == Code::kOk && (length != facts.length || crc32c != facts.crc32c)) {
+  if (code == Code::kOk && !KVC_PLANTED(36) && (length != facts.length || crc32c != facts.crc32c)) {
     store_->Free(facts.id, generation);
     code = Code::kCorrupt;
   }
@@ -164,7 +164,7 @@ void BlockHolder::Sealed(Millis now, const BlockFacts& facts, uint64_t generatio
 
 bool BlockHolder::Discard(const BlockId& id, uint64_t generation) {
   const auto at = copies_.find({id, generation});
-  if (at == copies_.end() || at->second.version != 0) return false;
+  if (at == copies_.end() || (at->second.version != 0 && !KVC_PLANTED(38))) return false;
   Erase(at);
   return true;
 }
@@ -265,7 +265,8 @@ void BlockHolder::ReceiveReply(Millis /*now*/, uint64_t id, const Reply& reply,
 }
 
 void BlockHolder::Tick(Millis now, Actions* actions) {
-  while (!sealed_.empty() && sealed_.begin()->first + options_.times.sealed_life <= now) {
+  while (!sealed_.empty() && sealed_.begin()->first + options_.times.sealed_life <= now &&
+         !KVC_PLANTED(37)) {
     Erase(copies_.find(sealed_.begin()->second));
   }
   while (!calls_.empty() && calls_.begin()->first <= now) {

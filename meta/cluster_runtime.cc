@@ -67,6 +67,7 @@ Status ClusterRuntime::Start(CopyStore* copies) {
     node->roles = options_.roles;
     node->address = options_.advertise.empty() ? address_.ToString() : options_.advertise;
     node->name = options_.name;
+    if (holds_blocks()) node->capacity_bytes = copies->Capacity().capacity_bytes;
   }
   return membership_->Start(
       std::move(node),

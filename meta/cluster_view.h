@@ -25,9 +25,15 @@ struct ClusterNode {
   uint64_t incarnation = 0;
   uint8_t roles = 0;
   std::string address;
-  std::string name{};  // what operators call it
+  std::string name{};           // what operators call it
+  uint64_t capacity_bytes = 0;  // for blocks, as of its start; 0: not known
   friend bool operator==(const ClusterNode&, const ClusterNode&) = default;
 };
+
+// New copies may be put there.
+inline bool TakesBlocks(const ClusterNode& node) {
+  return (node.roles & kRoleBlocks) != 0 && (node.roles & kRoleDraining) == 0;
+}
 
 struct ClusterView {
   uint64_t epoch = 0;  // 0: none yet; each change counts one on

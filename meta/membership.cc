@@ -36,11 +36,9 @@ Json NodeJson(const ClusterNode& node) {
   if ((node.roles & kRoleMetadata) != 0) roles.push_back("meta");
   if ((node.roles & kRoleBlocks) != 0) roles.push_back("blocks");
   if ((node.roles & kRoleDraining) != 0) roles.push_back("draining");
-  return {{"id", IdText(node.id)},
-          {"name", node.name},
-          {"incarnation", node.incarnation},
-          {"roles", roles},
-          {"address", node.address}};
+  return {{"id", IdText(node.id)},           {"name", node.name},
+          {"incarnation", node.incarnation}, {"roles", roles},
+          {"address", node.address},         {"capacity_bytes", node.capacity_bytes}};
 }
 
 std::optional<ClusterNode> ParseNode(const Json& json) {
@@ -62,6 +60,10 @@ std::optional<ClusterNode> ParseNode(const Json& json) {
   node.name = *name;
   node.address = *address;
   node.incarnation = incarnation->get<uint64_t>();
+  if (const auto capacity = json.find("capacity_bytes");
+      capacity != json.end() && capacity->is_number_unsigned()) {
+    node.capacity_bytes = capacity->get<uint64_t>();
+  }
   for (const Json& role : *roles) {
     if (role == "meta") node.roles |= kRoleMetadata;
     if (role == "blocks") node.roles |= kRoleBlocks;

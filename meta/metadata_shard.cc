@@ -341,7 +341,7 @@ Code MetadataShard::ReleaseOne(Millis now, const NodeId& holder, const ReleaseIt
   const Place place{holder, item.generation};
   // The answer may come too late to be taken, and the holder may have been told to keep it by then.
   const auto grant = [&] {
-    ForgetStray(*shard, item.id, place);
+    if (!KVC_PLANTED(39)) ForgetStray(*shard, item.id, place);
     return Code::kOk;
   };
   Record* record = FindRecord(*shard, item.id);
@@ -350,21 +350,15 @@ Code MetadataShard::ReleaseOne(Millis now, const NodeId& holder, const ReleaseIt
                                  [&](const Copy& each) { return each.place == place; });
   if (copy == record->copies.end()) return grant();
   if (record->state != State::kVisible || record->doomed || !copy->marked) return Code::kBusy;
-  size_t others = 0;
-  for (const Copy& each : record->copies) {
-    const ClusterNode* node = view_.Find(each.place.node);
-    if (&each != &*copy && ((each.marked && each.verified) || KVC_PLANTED(3)) && node != nullptr &&
-        (node->roles & kRoleDraining) == 0) {
-      ++others;
-    }
-  }
+  const ClusterNode* asker = view_.Find(holder);
+  const bool counts = asker != nullptr && TakesBlocks(*asker) && copy->verified;
+  const size_t others = StayingCopies(*record) - (counts ? 1 : 0);
   if (others > 0 && others >= WantedCopies(*record)) {
     RemoveCopy(now, *shard, *record, place, actions);
     return grant();
   }
   // Who is drained gives away what it has; it does not evict it.
-  const ClusterNode* asker = view_.Find(holder);
-  const bool drained = asker != nullptr && (asker->roles & kRoleDraining) != 0;
+  const bool drained = asker != nullptr && (asker->roles & kRoleDraining) != 0 && !KVC_PLANTED(34);
   if (!drained && shard->waiting.empty() && IsEvictable(now, *shard, *record)) {
     record->copies.erase(copy);
     Doom(now, *shard, *record, actions);
@@ -450,7 +444,7 @@ void MetadataShard::Serve(Millis /*now*/, uint64_t call, const UnpointRequest& r
   Shard* shard = ShardFor(request.id, &why);
   if (shard == nullptr) return Answer(call, why, EmptyReply{}, actions);
   const auto at = shard->pointers.find(request.id);
-  if (at != shard->pointers.end() && at->second.version <= request.version) {
+  if (at != shard->pointers.end() && (at->second.version <= request.version || KVC_PLANTED(41))) {
     shard->pointers.erase(at);
   }
   Answer(call, Code::kOk, EmptyReply{}, actions);
@@ -502,6 +496,8 @@ MetadataShard::Counts MetadataShard::Count() const {
     }
   }
   counts.tasks = tasks_.size();
+  counts.moving = moves_.size();
+  for (const auto& [node, bytes] : balance_.room) counts.move_bytes_left += bytes;
   return counts;
 }
 

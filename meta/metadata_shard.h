@@ -4,7 +4,8 @@
 // to the node itself), brings every reply or its failure back to ReceiveReply, and calls Tick when
 // NextTick has come. Nothing here is written down: a shard is loaded from the holders' inventories.
 // The protocol, and why it is right: CLUSTER.md. Files: metadata_shard.cc (what clients and holders
-// ask), shard_records.cc (the life of a record), shard_loading.cc (views, inventories, repair).
+// ask), shard_records.cc (the life of a record), shard_loading.cc (views, inventories, repair),
+// shard_balance.cc (copies move to holders that have less).
 // Threads: one at a time.   Memory: all records of its shards.
 // Deterministic: the same events give the same actions.
 #pragma once
@@ -34,6 +35,9 @@ class MetadataShard {
     uint64_t leased_bytes_max = uint64_t{1} << 40;
     size_t repairs_max = 64;      // at a time
     size_t sends_per_tick = 512;  // the rest waits for the next
+    size_t moves_max = 8;         // at a time, to holders that have less
+    uint64_t move_bytes_per_second = uint64_t{64} << 20;
+    size_t balance_records_per_scan = 2048;  // that are looked at, each `retry`
     // Whether the node's own lease at etcd lets it answer (serving_right.h).
     std::function<bool(Millis)> may_serve;
   };
@@ -52,6 +56,7 @@ class MetadataShard {
     uint64_t shards = 0, loading = 0, reconciling = 0;
     uint64_t records = 0, pending = 0, doomed = 0, repairs_waiting = 0, tasks = 0;
     uint64_t repaired_total = 0, orphans_total = 0, lost_total = 0;
+    uint64_t moving = 0, moved_total = 0, move_bytes_left = 0;  // about so many bytes are to move
   };
   Counts Count() const;
   uint64_t epoch() const { return view_.epoch; }
@@ -134,6 +139,8 @@ class MetadataShard {
   };
   // (kind, what it is about, another key, node, generation): at most one of each.
   using TaskKey = std::tuple<TaskKind, BlockId, BlockKey, NodeId, uint64_t>;
+  // Instead of the generation of a kCopy: one that repairs, one that moves.
+  static constexpr uint64_t kRepair = 0, kMove = 1;
   struct Task {
     uint64_t id = 0;
     RequestBody body;
@@ -147,6 +154,24 @@ class MetadataShard {
     ShardSet shards;
     BlockId after;
     uint64_t after_generation = 0;
+  };
+  // A copy that goes to a holder which has less: made there first, then given up here.
+  struct Move {
+    uint32_t shard = 0;
+    Place from;
+    NodeId to;
+    bool made = false;  // the new copy is in the record, maybe not marked yet
+    Millis until{0};    // then the old one stays, too
+  };
+  // The look for what should move: from a change of the view on, until there is nothing.
+  struct Balance {
+    bool on = false, weighs = true;  // first what each holder has, then what may move
+    bool found_much = false;         // a holder had so little that it was worth a beginning
+    uint64_t moved_before = 0;
+    uint32_t shard = 0;
+    size_t bucket = 0;                          // of its records
+    std::map<NodeId, uint64_t> held, weighing;  // bytes in our shards
+    std::map<NodeId, uint64_t> room;            // how much those that have little may get
   };
   struct FirstCopy {  // of somebody else's first block
     FoundBlock block;
@@ -238,6 +263,14 @@ class MetadataShard {
                         Actions* actions);
   void StartRepairs(Millis now, Actions* actions);
   size_t WantedCopies(const Record& record) const;
+  size_t StayingCopies(const Record& record) const;  // marked, and not on nodes that drain
+
+  // shard_balance.cc
+  void RunBalance(Millis now, Actions* actions);
+  void FinishMoves(Millis now, Actions* actions);
+  void EndWeighing();
+  void StartMove(Millis now, const Record& record, Shard& shard);
+  bool IsPromised(Millis now, const Shard& shard, const Record& record) const;
 
   const Options options_;
   ClusterView view_;
@@ -253,6 +286,10 @@ class MetadataShard {
   std::map<BlockId, FirstCopy> first_copies_;
   std::map<BlockId, std::vector<WaitingMatch>> waiting_matches_;
   size_t repairs_running_ = 0;
+  std::map<BlockId, Move> moves_;
+  Balance balance_;
+  double move_bytes_allowed_ = 0;
+  Millis moves_counted_{0};
   Millis next_scan_{0};
   Counts totals_;
 };

@@ -1,6 +1,7 @@
 #include "meta/placement.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace kvcfs::meta {
@@ -68,11 +69,18 @@ Placement::Placement(const ClusterView& view) {
 
 std::vector<NodeId> HoldersFor(const ClusterView& view, const BlockId& id, size_t count,
                                const std::function<bool(const NodeId&)>& skip) {
-  std::vector<std::pair<uint64_t, NodeId>> scored;
+  bool weighted = true;
   for (const ClusterNode& node : view.nodes) {
-    if ((node.roles & kRoleBlocks) == 0 || (node.roles & kRoleDraining) != 0) continue;
-    if (skip && skip(node.id)) continue;
-    scored.emplace_back(~MixHash(MixHash(node.id.high, node.id.low), id.key.Word(2)), node.id);
+    weighted = weighted && (!TakesBlocks(node) || node.capacity_bytes != 0);
+  }
+  std::vector<std::pair<double, NodeId>> scored;
+  for (const ClusterNode& node : view.nodes) {
+    if (!TakesBlocks(node) || (skip && skip(node.id))) continue;
+    const uint64_t mixed = MixHash(MixHash(node.id.high, node.id.low), id.key.Word(2));
+    // Between 0 and 1, both left out.
+    const double uniform = (static_cast<double>(mixed >> 11) + 0.5) * 0x1p-53;
+    const double weight = weighted ? static_cast<double>(node.capacity_bytes) : 1;
+    scored.emplace_back(-std::log(uniform) / weight, node.id);
   }
   std::sort(scored.begin(), scored.end());
   std::vector<NodeId> holders;

@@ -6,7 +6,7 @@
 // so that no node gets more than a sixteenth above its part.
 // Pure functions and immutable values: any thread.
 // Source: rendezvous hashing (Thaler & Ravishankar 1998); the bound as in consistent hashing with
-// bounded loads (Mirrokni et al. 2018).
+// bounded loads (Mirrokni et al. 2018). Weights: Schindelhauer & Schomaker 2005.
 #pragma once
 
 #include <array>
@@ -83,8 +83,9 @@ class Placement {
   std::array<uint64_t, kShardCount> incarnations_{};
 };
 
-// Up to `count` holders for copies of a block, best first: by rendezvous of block and node, those
-// that drain left out, and those for which `skip` is true.
+// Up to `count` holders for copies of a block, best first: by rendezvous of block and node, each
+// weighted by its capacity (all the same where one's is not known), those that drain left out, and
+// those for which `skip` is true.
 std::vector<NodeId> HoldersFor(const ClusterView& view, const BlockId& id, size_t count,
                                const std::function<bool(const NodeId&)>& skip);
 

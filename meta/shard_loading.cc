@@ -58,8 +58,11 @@ void MetadataShard::SetView(Millis now, const ClusterView& view, Actions* action
     if (task.shard >= kShardCount || !is_kept[task.shard] || lost) DropTask(TaskKey(key));
     at = next;
   }
+  std::erase_if(moves_, [&](const auto& move) { return !is_kept[move.second.shard]; });
   RestartTasks();
   StartStreams(before);
+  balance_ = Balance();
+  balance_.on = true;
   for (const uint32_t number : kept) ForgetNodes(now, *shards_[number], before, actions);
   for (const uint32_t number : kept) {
     RestartRecords(now, *shards_[number], placed_before, actions);
@@ -90,7 +93,7 @@ void MetadataShard::RestartTasks() {
   due_.clear();
   keys_.clear();
   for (auto& [key, task] : tasks_) {
-    task.id = next_id_++;
+    if (!KVC_PLANTED(4)) task.id = next_id_++;
     task.due = Millis(0);
     task.first_sent = Millis(-1);
     keys_.emplace(task.id, key);
@@ -109,7 +112,7 @@ void MetadataShard::ForgetNodes(Millis now, Shard& shard, const ClusterView& bef
       const ClusterNode* node = view_.Find(copy.place.node);
       if (node == nullptr || !HoldsBlocks(*node)) {
         lost.emplace_back(id, copy.place);
-      } else if (!before.Has(node->id, node->incarnation)) {
+      } else if (!before.Has(node->id, node->incarnation) && !KVC_PLANTED(26)) {
         copy.verified = false;
       }
     }
@@ -227,7 +230,7 @@ void MetadataShard::Merge(Millis now, const NodeId& node, const ShardSet& shards
     }
   }
   const uint32_t by_key = ShardOf(facts.id);
-  if (shards.Has(by_key) && shards_[by_key] != nullptr) {
+  if (shards.Has(by_key) && shards_[by_key] != nullptr && !KVC_PLANTED(42)) {
     Pointer& pointer = shards_[by_key]->pointers[facts.id];
     if (entry.version >= pointer.version) {
       pointer = {facts.ordinal, facts.anchor, entry.version};
@@ -327,11 +330,17 @@ void MetadataShard::FinishShard(Millis now, Shard& shard, Actions* actions) {
 }
 
 size_t MetadataShard::WantedCopies(const Record& record) const {
-  size_t holders = 0;
-  for (const ClusterNode& node : view_.nodes) {
-    if (HoldsBlocks(node) && (node.roles & kRoleDraining) == 0) ++holders;
-  }
-  return std::min<size_t>(record.facts.replicas, holders);
+  const auto holders = std::count_if(view_.nodes.begin(), view_.nodes.end(), TakesBlocks);
+  return std::min<size_t>(record.facts.replicas, static_cast<size_t>(holders));
+}
+
+size_t MetadataShard::StayingCopies(const Record& record) const {
+  return static_cast<size_t>(
+      std::count_if(record.copies.begin(), record.copies.end(), [&](const Copy& copy) {
+        const ClusterNode* node = view_.Find(copy.place.node);
+        return ((copy.marked && copy.verified) || KVC_PLANTED(3)) && node != nullptr &&
+               (TakesBlocks(*node) || KVC_PLANTED(33));
+      }));
 }
 
 void MetadataShard::NoteRepair(Shard& shard, const Record& record) {
@@ -339,7 +348,7 @@ void MetadataShard::NoteRepair(Shard& shard, const Record& record) {
   size_t staying = 0;
   for (const Copy& copy : record.copies) {
     const ClusterNode* node = view_.Find(copy.place.node);
-    if (node != nullptr && (node->roles & kRoleDraining) == 0) ++staying;
+    if (node != nullptr && (TakesBlocks(*node) || KVC_PLANTED(33))) ++staying;
   }
   if (staying < WantedCopies(record)) {
     shard.repairs.insert(record.facts.id);
@@ -405,6 +414,7 @@ void MetadataShard::Tick(Millis now, Actions* actions) {
       }
     }
     StartRepairs(now, actions);
+    RunBalance(now, actions);
     std::erase_if(first_copies_, [&](const auto& copy) { return copy.second.until <= now; });
   }
   SendDue(now, actions);
@@ -419,6 +429,7 @@ Millis MetadataShard::NextTick() const {
       break;
     }
   }
+  if (balance_.on || !moves_.empty()) next = std::min(next, next_scan_);
   return std::max(next, next == Millis::max() ? next : Millis(0));
 }
 

@@ -251,22 +251,27 @@ void MetadataShard::UpdateLeaf(Shard& shard, const Record& record) {
 }
 
 size_t MetadataShard::GoodCopies(const Record& record) {
-  return static_cast<size_t>(std::count_if(
-      record.copies.begin(), record.copies.end(),
-      [](const Copy& copy) { return copy.marked && (copy.verified || KVC_PLANTED(26)); }));
+  return static_cast<size_t>(
+      std::count_if(record.copies.begin(), record.copies.end(),
+                    [](const Copy& copy) { return copy.marked && copy.verified; }));
 }
 
 bool MetadataShard::IsEvictable(Millis now, const Shard& shard, const Record& record) const {
-  const Millis unknown_leases = shard.gained + options_.times.lease + options_.times.lease_hold;
-  if (now < unknown_leases && !KVC_PLANTED(8)) return false;
   if (!record.children.empty() && !KVC_PLANTED(1)) return false;
   for (const auto& [child, until] : record.pins) {
     if (until > now) return false;
   }
+  return !IsPromised(now, shard, record);
+}
+
+// Somebody may have been told where it is, and rely on it.
+bool MetadataShard::IsPromised(Millis now, const Shard& shard, const Record& record) const {
+  const Millis unknown_leases = shard.gained + options_.times.lease + options_.times.lease_hold;
+  if (now < unknown_leases && !KVC_PLANTED(8)) return true;
   for (const auto& [node, until] : record.grants) {
-    if (until > now && !KVC_PLANTED(22)) return false;
+    if (until > now && !KVC_PLANTED(22)) return true;
   }
-  return KVC_PLANTED(2) || !leases_.IsLeased(BlockIdHash()(record.facts.id), now);
+  return leases_.IsLeased(BlockIdHash()(record.facts.id), now) && !KVC_PLANTED(2);
 }
 
 MetadataShard::Task& MetadataShard::EnsureTask(const TaskKey& key, uint32_t shard) {
@@ -284,7 +289,7 @@ MetadataShard::Task& MetadataShard::EnsureTask(const TaskKey& key, uint32_t shar
 void MetadataShard::DropTask(const TaskKey& key) {
   const auto at = tasks_.find(key);
   if (at == tasks_.end()) return;
-  if (std::get<0>(key) == TaskKind::kCopy) --repairs_running_;
+  if (std::get<0>(key) == TaskKind::kCopy && std::get<4>(key) == kRepair) --repairs_running_;
   due_.erase({at->second.due, at->second.id});
   keys_.erase(at->second.id);
   tasks_.erase(at);
@@ -335,7 +340,7 @@ void MetadataShard::ReceiveReply(Millis now, uint64_t id, const Reply& reply, Ac
     return;                                                 // said again when it is due
   }
   if (Shard* shard = task.shard < kShardCount ? shards_[task.shard].get() : nullptr;
-      shard != nullptr && shard->waiting.contains(std::get<3>(key)) &&
+      shard != nullptr && shard->waiting.contains(std::get<3>(key)) && !KVC_PLANTED(40) &&
       (reply.code == Code::kNotFound || kind == TaskKind::kForget ||
        kind == TaskKind::kForgetStray)) {
     return;  // an inventory that is under way may still have it; so it is asked again after that
@@ -432,7 +437,11 @@ void MetadataShard::FinishOfRecord(Millis now, const TaskKey& key, const Task& t
                       [&made](const Copy& copy) { return copy.place.node == made.node; });
       if (there || IsForgotten(id, made)) return;
       record->copies.push_back({made, false, false});
-      ++totals_.repaired_total;
+      if (const auto move = moves_.find(id); generation == kMove && move != moves_.end()) {
+        move->second.made = true;
+      } else {
+        ++totals_.repaired_total;
+      }
       AskMark(shard, *record, made);
       return;
     }

@@ -151,6 +151,7 @@ Result<Json> LookAtCluster(const ClusterOptions& options, Millis timeout) {
             {"shards", meta::kShardCount}};
   Json list = Json::array();
   uint64_t owned = 0, loading = 0, capacity = 0, used = 0, copies = 0, waiting = 0, silent = 0;
+  uint64_t moving = 0, to_move = 0;
   for (size_t i = 0; i < nodes.size(); ++i) {
     Json node = NodeJson(nodes[i], etcd, replies[i]);
     if (node["answers"] == true) {
@@ -160,6 +161,8 @@ Result<Json> LookAtCluster(const ClusterOptions& options, Millis timeout) {
       used += CountAt(node, "used_bytes");
       copies += CountAt(node, "copies");
       waiting += CountAt(node, "repairs_waiting");
+      moving += CountAt(node, "moving");
+      to_move += CountAt(node, "move_bytes_left");
     } else {
       ++silent;
     }
@@ -178,6 +181,8 @@ Result<Json> LookAtCluster(const ClusterOptions& options, Millis timeout) {
   json["used_bytes"] = used;
   json["copies"] = copies;
   json["repairs_waiting"] = waiting;
+  json["moving"] = moving;
+  json["move_bytes_left"] = to_move;
   json["silent_nodes"] = silent;
   json["joining"] = std::move(joining);
   json["whole"] = silent == 0 && owned == meta::kShardCount && loading == 0;
@@ -199,6 +204,11 @@ std::string ClusterText(const Json& cluster) {
                       FormatSizeShort(capacity), Share(used, capacity), CountAt(cluster, "copies"));
   text += fmt::format("{:<10} {} blocks wait for another copy\n", "repair",
                       CountAt(cluster, "repairs_waiting"));
+  if (CountAt(cluster, "moving") + CountAt(cluster, "move_bytes_left") != 0) {
+    text += fmt::format("{:<10} {} blocks move to nodes that have less, about {} to go\n",
+                        "balance", CountAt(cluster, "moving"),
+                        FormatSizeShort(CountAt(cluster, "move_bytes_left")));
+  }
   for (const Json& name : cluster.at("joining")) {
     text += fmt::format("{:<10} {}\n", "joining", name.get<std::string>());
   }

@@ -70,6 +70,11 @@ void RegisterClusterMetrics(meta::Cluster* cluster) {
         [](Now s) { return s.repairs_waiting; });
   total("kvcfs_meta_repaired_total", "Copies that were made anew.",
         [](Now s) { return s.repaired_total; });
+  gauge("kvcfs_meta_moving", "Copies that move to holders which have less, now.",
+        [](Now s) { return s.moving; });
+  gauge("kvcfs_meta_move_left_bytes", "About so many bytes are to move.",
+        [](Now s) { return s.move_bytes_left; });
+  total("kvcfs_meta_moved_total", "Copies that moved.", [](Now s) { return s.moved_total; });
   total("kvcfs_meta_lost_total", "Blocks that went with their last copy.",
         [](Now s) { return s.lost_total; });
   total("kvcfs_meta_orphans_total", "Blocks that went because their parent had gone.",

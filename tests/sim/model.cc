@@ -17,7 +17,7 @@ std::string Name(const BlockKey& key) {
 }  // namespace
 
 uint32_t CrcOf(uint64_t content) {
-  return static_cast<uint32_t>(meta::MixHash(content, 17) >> 32);
+  return static_cast<uint32_t>(meta::MixHash(content & 0xffff, 17) >> 32);
 }
 
 void Model::AddBlock(const BlockKey& key, const BlockKey& parent) {
@@ -45,7 +45,15 @@ void Model::Freed(const NodeId& node, const BlockId& id, uint64_t generation) {
   if (block.copies.erase({node, generation}) == 0) return;  // it was only sealed
   block.freed = now_;
   Update(block);
-  if (!block.copies.empty() || !block.ghosts.empty() || block.lost + kAftermath > now_) return;
+  if (block.lost + kAftermath > now_) return;
+  const auto acked = acked_.find(id.key);
+  if (acked != acked_.end() && acked->second.copies >= copies_kept &&
+      block.copies.size() + block.ghosts.size() < copies_kept &&
+      block.dropped + kAftermath < now_) {
+    Violate(fmt::format("copies: {} of {} are left of the acknowledged {}", block.copies.size(),
+                        copies_kept, Name(id.key)));
+  }
+  if (!block.copies.empty() || !block.ghosts.empty()) return;
   if (has_visible_child(id)) {
     Violate(fmt::format("prefix closure: {} went while a block that extends it is visible",
                         Name(id.key)));

@@ -18,7 +18,8 @@ using meta::BlockId;
 using meta::NodeId;
 using meta::Place;
 
-// The bytes of a block are one number here; this is their CRC.
+// The bytes of a block are one number here; this is their CRC: of the lower 16 bits only, so that
+// there are other blocks with the same.
 uint32_t CrcOf(uint64_t content);
 
 class Model {
@@ -37,6 +38,8 @@ class Model {
   void NodeAway(const NodeId& node);
   // Visible children of a block, as the metadata nodes have it; for the check of each removal.
   std::function<bool(const BlockId&)> has_visible_child;
+
+  size_t copies_kept = 0;  // of what was acknowledged, when a copy is given up; 0: not checked
 
   // ---- What clients see
   void DropBegun(const BlockKey& key);

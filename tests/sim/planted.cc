@@ -39,6 +39,17 @@ constexpr Planted kPlanted[] = {
     {29, "shard: orphans are kept"},
     {30, "shard: answers requests of another epoch"},
     {31, "shard: a new owner removes blocks while the old one may still answer"},
+    {32, "shard: a copy that moves is given up before the new one is published"},
+    {33, "shard: copies on holders that are drained count"},
+    {34, "shard: who is drained evicts what it has"},
+    {35, "shard: a copy that moved stays where it was"},
+    {36, "holder: a copy from another holder is not compared with what it should be"},
+    {37, "holder: a copy that nobody publishes stays"},
+    {38, "holder: a published copy can be discarded"},
+    {39, "shard: a grant of a release counts only if its answer comes in time"},
+    {40, "shard: an inventory brings back what was forgotten while it was under way"},
+    {41, "shard: a late Unpoint removes a newer pointer"},
+    {42, "shard: pointers are not loaded"},
 };
 
 }  // namespace

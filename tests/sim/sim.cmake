@@ -1,7 +1,7 @@
 # The simulator: the cluster's cores compiled once more, with the bugs that can be switched on.
 set(sim_cores)
 foreach(file block_holder chain_key cluster_client cluster_messages group_cache lease_table metadata_shard placement
-    shard_loading shard_records)
+    shard_balance shard_loading shard_records)
   list(APPEND sim_cores ${CMAKE_SOURCE_DIR}/meta/${file}.cc)
 endforeach()
 add_executable(kvc_sim ${sim_cores} sim/kvc_sim.cc sim/model.cc sim/planted.cc sim/world.cc sim/world_clients.cc

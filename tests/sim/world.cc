@@ -45,6 +45,9 @@ class World::SlotStore final : public meta::BlockHolder::Store {
     Slot* slot = Find(id, generation);
     if (slot == nullptr) return world_->model_.Violate("store: a mark of what is not there");
     slot->version = version;
+    if (CrcOf(slot->content) != slot->facts.crc32c) {
+      world_->model_.Violate("I1: a holder published bytes that are not the block's");
+    }
     world_->model_.Marked(node().id, id, generation, slot->content);
     world_->Note("marked", index_, generation, version);
     if (world_->options_.trace) std::printf("%20s %s\n", "", id.key.ToHex().substr(0, 8).c_str());
@@ -105,7 +108,7 @@ class World::SlotStore final : public meta::BlockHolder::Store {
 World::World(const WorldOptions& options) : options_(options), random_(options.seed) {
   times_ = {.lease = Millis(3000),
             .lease_hold = Millis(1000),
-            .grant = Millis(800),
+            .grant = Millis(1500),
             .pin = Millis(2000),
             .settle = lease_life_ / 2,
             .sealed_life = Millis(4000),
@@ -163,6 +166,8 @@ void World::MakeMetadata(Node& node) {
       .leased_bytes_max = uint64_t{1} << 40,
       .repairs_max = 16,
       .sends_per_tick = 512,
+      .moves_max = 4,
+      .balance_records_per_scan = 64,
       .may_serve = [this, index](Millis) { return CouldServe(nodes_[index]); }});
 }
 
@@ -480,7 +485,9 @@ void World::EtcdTick() {
   std::erase_if(registered_, [&](const auto& each) { return each.second.expires <= now_; });
   meta::ClusterView view{.epoch = views_.back().epoch + 1, .nodes = {}};
   for (const auto& [id, registration] : registered_) {
-    view.nodes.push_back({id, registration.incarnation, registration.roles, ""});
+    const uint8_t drains = draining_.contains(id) ? meta::kRoleDraining : 0;
+    const auto roles = static_cast<uint8_t>(registration.roles | drains);
+    view.nodes.push_back({id, registration.incarnation, roles, ""});
   }
   if (view.nodes == views_.back().nodes) return;
   for (const meta::ClusterNode& node : views_.back().nodes) {
@@ -564,6 +571,8 @@ std::string World::Run() {
   evicting_ = random_.Chance(0.5);
   slots_per_node_ = evicting_ ? 10 + random_.Below(8) : kSlotsMax;
   replicas_ = evicting_ ? static_cast<uint8_t>(1 + random_.Below(2)) : 2;
+  lease_chance_ = random_.Chance(0.4) ? 0.1 : 0.7;
+  if (!evicting_) model_.copies_kept = replicas_;
   views_.push_back({});
   model_.SetNow(now_);
   PlantTree();
@@ -584,8 +593,19 @@ std::string World::Run() {
     }
     return found;
   };
+  if (random_.Chance(0.5)) {
+    joins_late_ = kMetadataNodes + random_.Below(kBlockNodes);
+    At(now_ + Millis(2000 + static_cast<int64_t>(random_.Below(6000))), [this] {
+      Note("starts late", joins_late_);
+      Start(nodes_[joins_late_]);
+    });
+  }
   for (Node& node : nodes_) {
-    Start(node);
+    if (joins_late_ != 0 && node.index == joins_late_) {
+      node.up = false;
+    } else {
+      Start(node);
+    }
     At(now_ + Millis(static_cast<int64_t>(random_.Below(100))),
        [this, index = node.index] { Renew(index, 0); });
   }

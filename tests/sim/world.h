@@ -40,7 +40,7 @@ class World {
   uint64_t hash() const { return hash_; }
   struct Totals {
     uint64_t events = 0, calls = 0, acks = 0, reads = 0, misses = 0, matched = 0, drops = 0;
-    uint64_t views = 0, evictions = 0, cached = 0;
+    uint64_t views = 0, evictions = 0, cached = 0, drains = 0, moves = 0;
   };
   const Totals& totals() const { return totals_; }
 
@@ -145,6 +145,9 @@ class World {
   // world_faults.cc
   void NextFault();
   void Crash(Node& node, bool lose_disk, Millis away);
+  void Leave(Node& node);
+  void Drain(Node& node);
+  void EndDrain(size_t index, NodeId id, bool leaves);
   void Pause(Node& node, Millis length);
   void Partition(const std::set<size_t>& side, bool with_etcd, Millis length);
   void NetworkWeather();
@@ -171,6 +174,7 @@ class World {
   std::vector<Node> nodes_;
   std::vector<meta::ClusterView> views_;  // by epoch
   std::map<NodeId, Registration> registered_;
+  std::set<NodeId> draining_;  // as an operator wants
   uint64_t next_incarnation_ = 1;
   std::map<uint64_t, Asked> asked_;  // by call, at the server
   uint64_t next_call_ = 1;
@@ -186,6 +190,8 @@ class World {
   bool evicting_ = false;  // small stores; else nothing may be lost
   uint8_t replicas_ = 1;
   size_t slots_per_node_ = 64;
+  double lease_chance_ = 0.7;  // of a match
+  size_t joins_late_ = 0;      // this holder; a metadata node: none
   double drop_ = 0, duplicate_ = 0, slow_ = 0, damage_ = 0;
   std::set<size_t> side_;  // of the partition
   bool partitioned_ = false;

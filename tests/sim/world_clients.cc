@@ -12,9 +12,9 @@ namespace {
 constexpr meta::SpaceId kSpace{11, 12};
 constexpr Millis kTimeout{2500};
 
-// Which bytes the usual writer of a block writes: 1 .. 2^32.
-uint64_t UsualContent(const BlockKey& key) {
-  return (key.Word(1) >> 32) + 1;
+// Version 0: which bytes the usual writer of a block writes. The lowest bit is for damage.
+uint64_t ContentOf(const BlockKey& key, uint64_t version) {
+  return (key.Word(1) << 16) + 2 * (version % 0x8000);
 }
 
 }  // namespace
@@ -97,7 +97,8 @@ void World::BeginJob(Job job, Node& node) {
   meta::ClusterClient& client = *node.client;
   switch (kept.kind) {
     case 'm':
-      client.Match(now_, number, kSpace, kept.keys, !random_.Chance(0.3), kTimeout, &actions);
+      client.Match(now_, number, kSpace, kept.keys, random_.Chance(lease_chance_), kTimeout,
+                   &actions);
       break;
     case 's':
       client.Stat(now_, number, tip, kTimeout, &actions);
@@ -123,8 +124,19 @@ void World::BeginJob(Job job, Node& node) {
                     kTimeout, &actions);
       break;
     }
-    default:
-      client.Publish(now_, number, kept.facts, {}, kTimeout, &actions);
+    default: {
+      // Sometimes it has a copy on its own node already.
+      std::vector<Place> places;
+      Node& near = nodes_[kMetadataNodes + random_.Below(kBlockNodes)];
+      if (random_.Chance(0.25) && Awake(near)) {
+        if (const Slot* slot = TakeSlot(near, kept.facts, kept.content); slot != nullptr) {
+          near.holder->Sealed(now_, kept.facts, slot->generation);
+          Schedule(near);
+          places.push_back({near.id, slot->generation});
+        }
+      }
+      client.Publish(now_, number, kept.facts, std::move(places), kTimeout, &actions);
+    }
   }
   DoClient(node, actions);
 }
@@ -195,8 +207,7 @@ void World::Ended(Node& node, const meta::Outcome& outcome) {
       publish.at = job.at;
       publish.facts = outcome.facts;
       const BlockKey& key = publish.facts.id.key;
-      publish.content =
-          random_.Chance(0.7) ? UsualContent(key) : (uint64_t{1} << 40) + 2 * next_content_++;
+      publish.content = ContentOf(key, random_.Chance(0.7) ? 0 : next_content_++);
       publish.facts.length = 4096;
       publish.facts.crc32c = CrcOf(publish.content);
       publish.facts.replicas = replicas_;
@@ -218,6 +229,12 @@ void World::Ended(Node& node, const meta::Outcome& outcome) {
       }
       return;
     }
+    case 's':
+      if (ending_ && outcome.code != Code::kOk) {
+        model_.Violate(fmt::format("I2: {} was acknowledged and is not found by its key at the end",
+                                   job.keys.back().ToHex().substr(0, 8)));
+      }
+      return;
     case 'h':
       for (size_t i = 0; i < outcome.blocks.size(); ++i) {
         if (i >= job.keys.size() || outcome.blocks[i].key != job.keys[i]) {
@@ -244,6 +261,10 @@ void World::ReadEverything() {
       if (!parents_.contains(at)) break;
     }
     std::reverse(job.keys.begin(), job.keys.end());
+    Job stat;
+    stat.kind = 's';
+    stat.keys = job.keys;
+    BeginJob(std::move(stat), node);
     BeginJob(std::move(job), node);
     if (!model_.violation().empty()) return;
   }

@@ -19,13 +19,15 @@ void World::NetworkWeather() {
 
 void World::Crash(Node& node, bool lose_disk, Millis away) {
   Note("crash", node.index, lose_disk ? 1 : 0);
+  // What lay in memory only is gone, and the rest comes back.
+  const bool lose_memory = evicting_ && !lose_disk && random_.Chance(0.5);
   if (node.holder != nullptr) {
     model_.NodeDown(node.id);
     ghost_incarnations_[node.id] = node.incarnation;
   }
   node.up = false;
-  if (lose_disk) {
-    for (Slot& slot : node.slots) slot = {};
+  for (Slot& slot : node.slots) {
+    if (lose_disk || (lose_memory && random_.Chance(0.3))) slot = {};
   }
   At(now_ + away, [this, index = node.index, lose_disk] {
     Node& back = nodes_[index];
@@ -37,6 +39,45 @@ void World::Crash(Node& node, bool lose_disk, Millis away) {
     Note("starts", index);
     Start(back);
   });
+}
+
+// Goes in order, and comes back with the next renewal: two changes of the view within that time.
+void World::Leave(Node& node) {
+  Note("leaves for once", node.index);
+  registered_.erase(node.id);
+}
+
+// An operator empties a holder; then it goes for good, and another one comes, or it stays after
+// all.
+void World::Drain(Node& node) {
+  Note("drain", node.index);
+  ++totals_.drains;
+  draining_.insert(node.id);
+  const bool leaves = random_.Chance(0.7);
+  At(now_ + Millis(500 + static_cast<int64_t>(random_.Below(2500))),
+     [this, index = node.index, id = node.id, leaves] { EndDrain(index, id, leaves); });
+}
+
+void World::EndDrain(size_t index, NodeId id, bool leaves) {
+  Node& node = nodes_[index];
+  if (healed_ || node.id != id) return void(draining_.erase(id));
+  if (!leaves) {
+    Note("drained no longer", index);
+    draining_.erase(id);
+    return;
+  }
+  const meta::ClusterNode* seen = views_[node.up ? node.holder->epoch() : 0].Find(id);
+  const bool knows = seen != nullptr && (seen->roles & meta::kRoleDraining) != 0;
+  if (!Awake(node) || !knows || node.holder->size() != 0) {
+    At(now_ + Millis(100), [=, this] { EndDrain(index, id, leaves); });
+    return;
+  }
+  Note("leaves", index);
+  registered_.erase(id);
+  draining_.erase(id);
+  const auto away = Millis(100 + static_cast<int64_t>(random_.Below(1500)));
+  last_block_fault_ = now_ + away;
+  Crash(node, true, away);
 }
 
 void World::Pause(Node& node, Millis length) {
@@ -76,13 +117,21 @@ bool World::Calm() const {
 void World::NextFault() {
   if (healed_) return;
   At(now_ + Millis(150 + static_cast<int64_t>(random_.Below(1500))), [this] { NextFault(); });
-  const auto length = Millis(100 + static_cast<int64_t>(random_.Below(2500)));
+  const auto length =
+      Millis(100 + static_cast<int64_t>(random_.Below(random_.Chance(0.1) ? 6000 : 2500)));
   const size_t metadata = random_.Below(kMetadataNodes);
   const size_t block = kMetadataNodes + random_.Below(kBlockNodes);
   // Where nothing may be lost, only one holder at a time is away, and not before the last is back
   // and everything is repaired.
   const bool block_may = evicting_ || Calm();
-  switch (random_.Below(10)) {
+  switch (random_.Below(14)) {
+    case 12:
+    case 13:
+      return Leave(nodes_[metadata]);
+    case 10:
+    case 11:
+      if (block_may && nodes_[block].up && draining_.empty()) Drain(nodes_[block]);
+      return;
     case 0:
     case 1:
       return NetworkWeather();
@@ -131,6 +180,7 @@ void World::Heal() {
   healed_ = true;
   drop_ = duplicate_ = slow_ = damage_ = 0;
   partitioned_ = false;
+  draining_.clear();
   for (Node& node : nodes_) {
     node.paused_until = std::min(node.paused_until, now_);
     node.etcd = true;
@@ -205,12 +255,14 @@ void World::CheckEnd() {
   for (size_t i = 0; i < kMetadataNodes; ++i) {
     const auto counts = nodes_[i].metadata->Count();
     if (!CouldServe(nodes_[i]) || counts.loading + counts.reconciling + counts.pending != 0 ||
-        counts.doomed != 0) {
+        counts.doomed + counts.moving != 0) {
       return model_.Violate(fmt::format(
           "liveness: metadata node {} at the end: {} loading, {} reconciling, {} pending, {} "
-          "doomed, {} tasks",
-          i, counts.loading, counts.reconciling, counts.pending, counts.doomed, counts.tasks));
+          "doomed, {} moving, {} tasks",
+          i, counts.loading, counts.reconciling, counts.pending, counts.doomed, counts.moving,
+          counts.tasks));
     }
+    totals_.moves += counts.moved_total;
   }
   CheckClosure(true);
   CheckBooks();

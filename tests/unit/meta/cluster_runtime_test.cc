@@ -90,8 +90,7 @@ class ClusterRuntimeTest : public EtcdFixture {
     options.lease = std::chrono::seconds(rdma::TestsVerbs() ? 10 : 2);
     options.start_timeout = kLong;
     options.takeover = Millis(2000);
-    // A loaded machine, or a sanitized program, is slow to answer.
-    options.times.call = Millis(2000);
+    options.times = times_;
     return std::make_unique<ClusterRuntime>(options, MakeTransport(id, options.name, roles != 0),
                                             &clock_);
   }
@@ -179,6 +178,8 @@ class ClusterRuntimeTest : public EtcdFixture {
   }
 
   SystemClock clock_;
+  // A loaded machine, or a sanitized program, is slow to answer.
+  ClusterTimes times_{.call = Millis(2000)};
   std::vector<std::unique_ptr<Node>> nodes_;
 };
 
@@ -354,6 +355,35 @@ TEST_F(ClusterRuntimeTest, ANodeThatComesBackHasItsBlocks) {
   b.copies.RestoreInto(*b);
   Begin(b);
   EXPECT_TRUE(Eventually([&] { return ReadChain(mount, 1, 9) == 9; }));
+}
+
+TEST_F(ClusterRuntimeTest, AHolderThatJoinsIsGivenItsPart) {
+  times_.lease = Millis(300);  // what is leased does not move
+  times_.lease_hold = Millis(100);
+  Node& a = Started(1, kBoth);
+  Node& b = Started(2, kBoth);
+  Node& mount = Started(11, 0);
+  ASSERT_TRUE(Settled(2));
+  constexpr uint32_t kChains = 12, kBlocks = 6;
+  for (uint32_t chain = 0; chain < kChains; ++chain) PublishChain(mount, chain, kBlocks);
+  ASSERT_EQ(a.copies.size() + b.copies.size(), kChains * kBlocks);
+  Node& c = Started(3, kBoth);
+  ASSERT_TRUE(Settled(3));
+  EXPECT_TRUE(Eventually([&] { return c.copies.size() >= kChains * kBlocks / 6; }));
+  EXPECT_TRUE(Eventually([&] {
+    ClusterStatus sum;
+    for (Node* node : {&a, &b, &c}) {
+      const ClusterStatus status = (*node)->Describe();
+      sum.moving += status.moving;
+      sum.move_bytes_left += status.move_bytes_left;
+      sum.moved_total += status.moved_total;
+    }
+    return sum.moving == 0 && sum.move_bytes_left == 0 && sum.moved_total > 0 &&
+           a.copies.size() + b.copies.size() + c.copies.size() == kChains * kBlocks;
+  }));
+  for (uint32_t chain = 0; chain < kChains; ++chain) {
+    EXPECT_EQ(ReadChain(mount, chain, kBlocks), kBlocks) << chain;
+  }
 }
 
 TEST_F(ClusterRuntimeTest, DamagedBytesAreAMissAndAnotherCopyIsRead) {

@@ -29,6 +29,7 @@ TEST(ClusterViewText, ComesBackAsItWent) {
   view.epoch = uint64_t{1} << 60;
   view.nodes = {Node(3), Node(9, kRoleBlocks | kRoleDraining)};
   view.nodes[0].incarnation = ~uint64_t{0};
+  view.nodes[1].capacity_bytes = uint64_t{1} << 50;
   const auto back = DecodeView(EncodeView(view));
   ASSERT_TRUE(back.has_value());
   EXPECT_EQ(back->epoch, view.epoch);

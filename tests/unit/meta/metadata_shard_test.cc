@@ -197,17 +197,7 @@ TEST(MetadataShardTest, LostCopiesAreMadeAgain) {
   const auto keys = cluster.PublishChain(4, 2);
   cluster.Remove(1);
   cluster.Advance(Millis(1000));
-  size_t fetched = 0;
-  for (size_t i : {2, 3}) {
-    auto& node = *cluster.nodes[i];
-    for (const auto& fetch : node.store.fetches) {
-      Actions actions;
-      node.holder->Fetched(cluster.now, fetch.order, Code::kOk, 1000 + ++fetched,
-                           fetch.facts.length, fetch.facts.crc32c, &actions);
-      cluster.Take(node, actions);
-    }
-  }
-  cluster.Settle();
+  const size_t fetched = cluster.CompleteFetches(Code::kOk);
   cluster.Advance(Millis(1000));
   EXPECT_GT(fetched, 0u);
   for (const FoundBlock& block : cluster.Match(keys).blocks) EXPECT_EQ(block.places.size(), 2u);

@@ -122,6 +122,35 @@ TEST(PlacementTest, HoldersAreSpreadAndLeaveOutWhatIsToBeLeftOut) {
   for (const auto& [node, count] : first) EXPECT_GT(count, 1300);
 }
 
+TEST(PlacementTest, HoldersAreChosenByTheirCapacity) {
+  ClusterView view = ViewOf(3, kRoleBlocks);
+  const auto first_of = [&](uint64_t i) {
+    return HoldersFor(view, {{1, 1}, ChainKey({}, i)}, 1, nullptr).at(0);
+  };
+  constexpr uint64_t kBlocks = 4000;
+  for (size_t i = 0; i < 3; ++i) view.nodes[i].capacity_bytes = (i + 1) << 40;
+  std::map<NodeId, double> first;
+  std::vector<NodeId> before;
+  for (uint64_t i = 0; i < kBlocks; ++i) {
+    before.push_back(first_of(i));
+    ++first[before.back()];
+  }
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_NEAR(first[view.nodes[i].id] / kBlocks, static_cast<double>(i + 1) / 6, 0.03);
+  }
+  // One gets larger: blocks go to it, and none between the others.
+  view.nodes[0].capacity_bytes *= 3;
+  for (uint64_t i = 0; i < kBlocks; ++i) {
+    const NodeId now = first_of(i);
+    EXPECT_TRUE(now == before[i] || now == view.nodes[0].id);
+  }
+  // Where one is not known all are the same.
+  view.nodes[2].capacity_bytes = 0;
+  first.clear();
+  for (uint64_t i = 0; i < kBlocks; ++i) ++first[first_of(i)];
+  for (const auto& [node, count] : first) EXPECT_NEAR(count / kBlocks, 1.0 / 3, 0.03);
+}
+
 // Conversations that share a first block: half of them go on where an older one ended, the others
 // begin anew behind the first block. What a request costs, and how the load is spread.
 TEST(PlacementTest, AHotFirstBlockDoesNotMakeAShardHot) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "meta/block_holder.h"
@@ -174,6 +175,21 @@ class SmallCluster {
       if (Publish(created.facts, 77, replicas).code != Code::kOk) return {};
     }
     return keys;
+  }
+  // What holders were told to fetch comes, or does not. How many it were.
+  size_t CompleteFetches(Code code) {
+    size_t fetched = 0;
+    for (auto& node : nodes) {
+      for (const auto& fetch : std::exchange(node->store.fetches, {})) {
+        Actions actions;
+        node->holder->Fetched(now, fetch.order, code, next_generation++, fetch.facts.length,
+                              fetch.facts.crc32c, &actions);
+        Take(*node, actions);
+        ++fetched;
+      }
+    }
+    Settle();
+    return fetched;
   }
   void Release(Node& holder, const BlockId& id, uint64_t generation) {
     holder.holder->WantRelease(now, id, generation);
