@@ -34,14 +34,19 @@ constexpr int kReleaseYields = 20;
 constexpr std::chrono::microseconds kReleasePause{50};
 
 // True if the process dies by a signal: while it exits, its files are closed by the kernel, its
-// memory is gone already (so /proc/PID/exe leads nowhere), and stat tells the exit code.
-// Source: proc(5), fields 9 (flags) and 52 (exit_code); kernel/exit.c do_exit().
+// memory is gone already (statm says 0), and stat tells the exit code.
+// One that executes another program closes files, too, and waits for us with its exec_update_lock
+// held, which is wanted for /proc/PID/exe, fd, and, in newer kernels, stat: these are asked only of
+// who has no memory, and so cannot be there.
+// Source: proc(5), fields 9 (flags) and 52 (exit_code); kernel/exit.c do_exit(); fs/exec.c.
 bool DiesBySignal(pid_t pid) {
   if (pid <= 0) return false;  // of another pid namespace: cannot be seen
   char path[64];
-  std::snprintf(path, sizeof path, "/proc/%d/exe", pid);
-  char target[8];
-  if (::readlink(path, target, sizeof target) > 0) return false;  // alive and well
+  std::snprintf(path, sizeof path, "/proc/%d/statm", pid);
+  char pages[16];
+  const Fd memory(::open(path, O_RDONLY | O_CLOEXEC));
+  if (!memory.valid() || ::read(memory.get(), pages, sizeof pages) < 2) return false;
+  if (pages[0] != '0') return false;  // alive and well
   std::snprintf(path, sizeof path, "/proc/%d/stat", pid);
   const Fd fd(::open(path, O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) return false;

@@ -745,8 +745,10 @@ void FuseSession::ServeThread() {
       break;
     }
     const auto* header = reinterpret_cast<const fuse_in_header*>(buffer.data());
-    if (options_.follow_caller) follower.Took(static_cast<pid_t>(header->pid));
-    if (warmer_ != nullptr) warmer_->Called(static_cast<pid_t>(header->pid));
+    // Of who closes a file nothing is looked up: see DiesBySignal in block_writer.cc.
+    const auto caller = static_cast<pid_t>(header->opcode == FUSE_FLUSH ? 0 : header->pid);
+    if (options_.follow_caller) follower.Took(caller);
+    if (warmer_ != nullptr) warmer_->Called(caller);
     if (idle_.fetch_sub(1) == 1) {
       // Nobody is left to take the next call.
       t_blocking_hook = {[](void* self) { Door::AddReader(*static_cast<FuseSession*>(self)); },

@@ -280,6 +280,33 @@ TEST_P(Writing, NothingWritten) {
   EXPECT_EQ(ErrnoName(ns().Put("", Key(1), "x")), "0");
 }
 
+// A writer that becomes another program has closed, and nobody waits for anybody: while its files
+// are closed the kernel lets nobody look at it in /proc, the daemon as little as ps.
+TEST_P(Writing, ExecClosesWhatIsClosedOnExec) {
+  constexpr uint64_t kOpen =
+      40;  // more calls in a row than the daemon takes to look for the caller
+  const pid_t child = ::fork();
+  if (child == 0) {
+    std::vector<Fd> open;
+    for (uint64_t i = 1; i <= kOpen; ++i) {
+      open.push_back(Open(ns().Chain("") + "/" + Key(i), O_CREAT | O_EXCL | O_WRONLY));
+      if (!open.back().valid() || WriteAll(open.back().get(), Bytes(i, 1000)) != 0) ::_exit(1);
+    }
+    ::execlp("true", "true", nullptr);
+    ::_exit(2);
+  }
+  int status = -1;
+  if (!Eventually([&] { return ::waitpid(child, &status, WNOHANG) == child; },
+                  std::chrono::seconds(60))) {
+    // Nothing else frees it, and who looks at it in /proc hangs, too.
+    ::kill(-mount().pid(), SIGKILL);
+    ::waitpid(child, &status, 0);
+    FAIL() << "the daemon and a program that closes its files on exec wait for each other";
+  }
+  EXPECT_EQ(status, 0);
+  for (uint64_t i = 1; i <= kOpen; ++i) ExpectBlock(Key(i), Bytes(i, 1000));
+}
+
 // W9: A writer that dies by a signal publishes nothing, and its key can be written again at once.
 TEST_P(Writing, KilledWriterPublishesNothing) {
   uint64_t number = 0;
