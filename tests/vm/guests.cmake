@@ -18,3 +18,8 @@ kvc_vm_test(verbs_cluster --certs --seconds 900 --program $<TARGET_FILE:cluster_
 # Copies that a holder registers, read one-sided into the memory that asked: no call, and never other bytes.
 kvc_vm_test(one_sided_copies --certs --seconds 900 --program $<TARGET_FILE:exposed_copies_test> --
   "rdma-devices && KVC_TEST_TRANSPORT=verbs KVC_TEST_HOST=10.77.0.1 KVC_TEST_CERTS=/certs exposed_copies_test")
+
+# Two servers on two devices, with their data on the guest's NVMe device, and two mounts: replays that check every byte, one of them
+# while a server is killed.
+kvc_vm_test(mounted_cluster --certs --seconds 1400 --memory 2048 --disk 3072 --program $<TARGET_FILE:kvcfs> --program etcd
+  --program mke2fs --program setfattr --program ${CMAKE_CURRENT_SOURCE_DIR}/vm/mounted-cluster.sh -- mounted-cluster.sh)
