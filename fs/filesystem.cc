@@ -16,6 +16,9 @@ namespace {
 
 using meta::NamespaceId;
 
+// Of handles: so many opens a millisecond.
+constexpr int kHandlesAMsBits = 20;
+
 constexpr Ino kNamespaceBit = Ino{1} << 60;
 constexpr Ino kPendingBit = Ino{1} << 61;
 constexpr Ino kGhostBit = Ino{1} << 59;
@@ -99,7 +102,10 @@ bool ParseChainEntryName(const std::string& name, uint32_t* ordinal, BlockKey* k
 
 Filesystem::Filesystem(const FilesystemOptions& options, const FilesystemParts& parts,
                        std::vector<VirtualFile> virtual_files)
-    : options_(options), parts_(parts), virtual_files_(std::move(virtual_files)) {}
+    : options_(options),
+      parts_(parts),
+      virtual_files_(std::move(virtual_files)),
+      next_handle_(static_cast<uint64_t>(parts.clock->Monotonic().count()) << kHandlesAMsBits) {}
 
 Ino Filesystem::NamespaceIno(NamespaceId id, NamespaceEntry entry) {
   return kNamespaceBit | (static_cast<Ino>(id) << 8) | static_cast<Ino>(entry);

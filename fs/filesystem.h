@@ -140,6 +140,7 @@ class Filesystem {
   FsStatus SetNamespaceXattr(Namespace space, const std::string& name, const std::string& value);
 
   FsResult<OpenReply> OpenConversation(meta::NamespaceId ns);
+  std::shared_ptr<const std::string> TextOf(Ino ino) const;  // null: no virtual file
   FsResult<size_t> Ask(Conversation& conversation, std::span<const std::byte> text);
   std::string Answer(Conversation& conversation);
 
@@ -148,7 +149,8 @@ class Filesystem {
   const std::vector<VirtualFile> virtual_files_;
 
   Mutex mutex_;
-  uint64_t next_handle_ KVC_GUARDED_BY(mutex_) = 1;
+  // Not one that a daemon before this one gave out: the kernel still has those.
+  uint64_t next_handle_ KVC_GUARDED_BY(mutex_);
   std::map<uint64_t, std::shared_ptr<Conversation>> conversations_ KVC_GUARDED_BY(mutex_);
   std::map<uint64_t, std::shared_ptr<const std::string>> texts_ KVC_GUARDED_BY(mutex_);
 };

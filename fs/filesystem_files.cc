@@ -78,7 +78,7 @@ FsResult<OpenReply> Filesystem::Open(const Caller& caller, Ino ino, int flags) {
   const uint64_t index = ino - kFirstVirtualIno;
   if (ino >= kFirstVirtualIno && index < virtual_files_.size()) {
     if ((flags & O_ACCMODE) != O_RDONLY) return Fail(EROFS);
-    auto text = std::make_shared<const std::string>(virtual_files_[index].text());
+    auto text = TextOf(ino);
     MutexLock lock(mutex_);
     OpenReply open;
     open.handle = next_handle_++;
@@ -87,6 +87,12 @@ FsResult<OpenReply> Filesystem::Open(const Caller& caller, Ino ino, int flags) {
     return open;
   }
   return Fail(EISDIR);
+}
+
+std::shared_ptr<const std::string> Filesystem::TextOf(Ino ino) const {
+  const uint64_t index = ino - kFirstVirtualIno;
+  if (ino < kFirstVirtualIno || index >= virtual_files_.size()) return nullptr;
+  return std::make_shared<const std::string>(virtual_files_[index].text());
 }
 
 FsResult<std::span<const std::byte>> Filesystem::Read(Ino ino, uint64_t handle, uint64_t offset,
@@ -116,12 +122,18 @@ FsResult<std::span<const std::byte>> Filesystem::Read(Ino ino, uint64_t handle, 
       text = text_found->second;
     }
   }
+  // Opened at a daemon that is no more: read anew from the beginning, not on in another text.
+  if (text == nullptr && conversation == nullptr && offset == 0) {
+    text = TextOf(ino);
+    MutexLock lock(mutex_);
+    if (text != nullptr) texts_[handle] = text;
+  }
   if (text != nullptr) {
     const auto part = Slice(std::as_bytes(std::span(*text)), offset, size);
     std::copy(part.begin(), part.end(), buffer.begin());  // the text may go with its handle
     return std::span<const std::byte>(buffer.data(), part.size());
   }
-  if (conversation == nullptr) return Fail(EBADF);
+  if (conversation == nullptr) return Fail(ESTALE);
   MutexLock lock(conversation->mutex);
   if (!conversation->answering) {
     if (!conversation->partial.empty()) {
@@ -149,7 +161,7 @@ FsResult<size_t> Filesystem::Write(Ino ino, uint64_t handle, uint64_t offset,
   {
     MutexLock lock(mutex_);
     const auto found = conversations_.find(handle);
-    if (found == conversations_.end()) return Fail(EBADF);
+    if (found == conversations_.end()) return Fail(ESTALE);  // the daemon died with its keys
     conversation = found->second;
   }
   MutexLock lock(conversation->mutex);

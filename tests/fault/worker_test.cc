@@ -74,6 +74,30 @@ TEST_P(Worker, ReadersGoOn) {
   EXPECT_FALSE(ns().Has(Key(0)));
 }
 
+// P3: A question to `match` that was begun is not mixed up with another's: it must be asked anew.
+// What .kvcfs says is read from its beginning again.
+TEST_P(Worker, VirtualFilesAreOpenedAnew) {
+  ASSERT_EQ(ns().Put("", Key(0), Bytes(0, kBlockBytes)), 0);
+  ASSERT_EQ(ns().Put(Key(0), Key(1), Bytes(1, kBlockBytes)), 0);
+  const Fd before = Open(ns().path() + "/match", O_RDWR);
+  const Fd metrics = Open(mount().mount_point() + "/.kvcfs/metrics", O_RDONLY);
+  ASSERT_EQ(WriteAll(before.get(), Key(0) + "\n"), 0);
+  std::array<char, 64> text{};
+  ASSERT_GT(::read(metrics.get(), text.data(), text.size()), 0);
+  KillIt();
+  const Fd after = Open(ns().path() + "/match", O_RDWR);
+  ASSERT_EQ(WriteAll(after.get(), Key(0) + "\n"), 0);
+  EXPECT_EQ(ErrnoName(WriteAll(before.get(), Key(1) + "\n")), "ESTALE");
+  EXPECT_EQ(::read(before.get(), text.data(), text.size()), -1);
+  EXPECT_EQ(ErrnoName(errno), "ESTALE");
+  const auto answer = ReadRest(after.get());
+  ASSERT_TRUE(answer) << ErrnoName(errno);
+  EXPECT_EQ(answer->substr(0, 2), "1 ") << *answer;
+  EXPECT_EQ(::read(metrics.get(), text.data(), text.size()), -1);
+  EXPECT_EQ(ErrnoName(errno), "ESTALE");
+  EXPECT_GT(::pread(metrics.get(), text.data(), text.size(), 0), 0) << ErrnoName(errno);
+}
+
 // P3: Writers, too: what was begun before the restart is written, closed and published after it.
 TEST_P(Worker, WritersGoOn) {
   const std::string bytes = Bytes(1, kBlockBytes);
