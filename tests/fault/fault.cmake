@@ -4,3 +4,4 @@ foreach(test command_line_test crash_point_test damage_test full_disk_test kill_
 endforeach()
 kvc_test(fault fault/partition_test kvcfs_rdma)
 kvc_test(fault fault/disk_error_test kvcfs_test_mount kvcfs::libfuse)
+kvc_test(fault fault/hosts_test kvcfs_test_mount kvcfs_tools)

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "tests/integration/mount_fixture.h"
 #include "tests/integration/server_fixture.h"
@@ -13,13 +14,45 @@
 
 namespace kvcfs::test {
 
+inline constexpr size_t kBlockBytes = 256 << 10;
+// A loaded machine is slow, and a lease that runs out takes its time.
+inline constexpr std::chrono::seconds kLong{120};
+
+inline Namespace Made(TestMount& mount, const std::string& name, int replicas = 1,
+                      size_t block_bytes = kBlockBytes) {
+  Namespace ns(mount, name, block_bytes);
+  EXPECT_EQ(ErrnoName(SetXattrErrno(ns.path(), "user.kvc.replicas", std::to_string(replicas))),
+            "0");
+  return ns;
+}
+// What another mount has set is seen a moment later.
+inline bool SettingIs(const Namespace& ns, const std::string& name, const std::string& value) {
+  return Eventually([&] { return GetXattr(ns.path(), "user.kvc." + name) == value; }, kLong);
+}
+// A namespace that another mount made.
+inline Namespace Seen(TestMount& mount, const std::string& name) {
+  EXPECT_TRUE(Eventually([&] { return Exists(mount.mount_point() + "/" + name); }, kLong));
+  return {mount, name, 0};
+}
+// What another mount has closed is seen a moment later.
+inline bool Matches(const Namespace& ns, const std::vector<std::string>& keys, int64_t count) {
+  return Eventually([&] { return ns.Match(keys) == count; }, kLong);
+}
+
+// What `kvcfs replay` says; calls may fail only where something is away.
+inline nlohmann::json Replay(const std::string& trace, const Namespace& ns, int concurrency = 1,
+                             bool may_fail = false) {
+  const auto played = RunCommand({KVC_COMMAND, "replay", trace, "--mount", ns.path(), "--json",
+                                  "--concurrency", std::to_string(concurrency)});
+  if (!may_fail) {
+    EXPECT_EQ(played.status, 0) << played.err << played.out;
+  }
+  return nlohmann::json::parse(played.out, nullptr, false);
+}
+
 // Three servers, and mounts by need.
 class ClusterTest : public meta::EtcdFixture {
  protected:
-  static constexpr size_t kBlockBytes = 256 << 10;
-  // A loaded machine is slow, and a lease that runs out takes its time.
-  static constexpr std::chrono::seconds kLong{120};
-
   void SetUp() override {
     KVC_NEEDS_MOUNT();
     if (const std::string missing = WhyNoServer(); !missing.empty()) {
@@ -57,27 +90,6 @@ class ClusterTest : public meta::EtcdFixture {
     EXPECT_TRUE(mounts_.back()->Start()) << mounts_.back()->LogTail();
     return *mounts_.back();
   }
-  static Namespace Made(TestMount& mount, const std::string& name, int replicas = 1) {
-    Namespace ns(mount, name, kBlockBytes);
-    EXPECT_EQ(ErrnoName(SetXattrErrno(ns.path(), "user.kvc.replicas", std::to_string(replicas))),
-              "0");
-    return ns;
-  }
-  // A namespace that another mount made.
-  static Namespace Seen(TestMount& mount, const std::string& name) {
-    EXPECT_TRUE(Eventually([&] { return Exists(mount.mount_point() + "/" + name); }, kLong));
-    return {mount, name, 0};
-  }
-
-  // What another mount has set is seen a moment later.
-  static bool SettingIs(const Namespace& ns, const std::string& name, const std::string& value) {
-    return Eventually([&] { return GetXattr(ns.path(), "user.kvc." + name) == value; }, kLong);
-  }
-  // What another mount has closed is seen a moment later.
-  static bool Matches(const Namespace& ns, const std::vector<std::string>& keys, int64_t count) {
-    return Eventually([&] { return ns.Match(keys) == count; }, kLong);
-  }
-
   std::string cluster_;
   std::vector<std::unique_ptr<TestServer>> servers_;
   std::vector<std::unique_ptr<TestMount>> mounts_;

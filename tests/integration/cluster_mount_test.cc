@@ -82,13 +82,6 @@ TEST_F(ClusterTest, NamespacesAndDropsAreSeenOnTheOther) {
   EXPECT_EQ(again.Match(keys), 0);
 }
 
-nlohmann::json Replay(const std::string& trace, const Namespace& ns, int concurrency = 1) {
-  const auto played = RunCommand({KVC_COMMAND, "replay", trace, "--mount", ns.path(), "--json",
-                                  "--concurrency", std::to_string(concurrency)});
-  EXPECT_EQ(played.status, 0) << played.err << played.out;
-  return nlohmann::json::parse(played.out, nullptr, false);
-}
-
 TEST_F(ClusterTest, ATraceIsHitOnTheOtherMountAndSurvivesAServer) {
   TestMount& a = Mounted("128M", "0");
   TestMount& b = Mounted("128M", "0");

@@ -2,6 +2,7 @@
 add_library(kvcfs_test_mount STATIC
   ${CMAKE_CURRENT_LIST_DIR}/calls.cc
   ${CMAKE_CURRENT_LIST_DIR}/engine_fixture.cc
+  ${CMAKE_CURRENT_LIST_DIR}/host_network.cc
   ${CMAKE_CURRENT_LIST_DIR}/mount_fixture.cc
   ${CMAKE_CURRENT_LIST_DIR}/server_fixture.cc)
 target_link_libraries(kvcfs_test_mount PUBLIC kvcfs_base fmt::fmt GTest::gtest PkgConfig::URING

@@ -16,6 +16,8 @@
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
+#include "tests/integration/host_network.h"
+
 namespace kvcfs::test {
 namespace {
 
@@ -129,6 +131,7 @@ bool TestMount::Start() {
                                  "--data",      data_directory_, "--dram",
                                  options_.dram, "--nvme",        options_.nvme};
   words.insert(words.end(), options_.extra.begin(), options_.extra.end());
+  words = InNetwork(options_.network, std::move(words));
   std::vector<char*> argv;
   argv.reserve(words.size() + 1);
   for (std::string& word : words) argv.push_back(word.data());
@@ -142,7 +145,7 @@ bool TestMount::Start() {
     ::dup2(log, 1);
     ::dup2(log, 2);
     ::close_range(3, ~0u, 0);
-    ::execv(argv[0], argv.data());
+    ::execvp(argv[0], argv.data());
     ::_exit(127);
   }
   std::ofstream(directory_.path() + "/pid") << pid_;

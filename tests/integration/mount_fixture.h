@@ -22,6 +22,7 @@ struct MountOptions {
   std::string nvme = "1G";
   std::vector<std::string> extra;  // more words for `kvcfs mount`
   std::string data_directory;      // empty: one of its own
+  std::string network{};           // see host_network.h; empty: this program's
 };
 
 // What is missing here for a mount (root, /dev/fuse, the command); empty: nothing is.

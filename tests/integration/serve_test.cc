@@ -142,16 +142,7 @@ class ServeTest : public testing::Test {
     words.emplace_back("--json");
     return RunKvcfs(words);
   }
-  Json Status() const {
-    const Json json = Json::parse(StatusCommand().out, nullptr, false);
-    return json.is_object() ? json : Json::object();
-  }
-  static Json NodeIn(const Json& status, const std::string& name) {
-    for (const Json& node : status.value("nodes", Json::array())) {
-      if (node.value("name", "") == name) return node;
-    }
-    return Json::object();
-  }
+  Json Status() const { return ClusterStatusOf(etcd_.endpoint()); }
   uint64_t NodesUp() const {
     uint64_t up = 0;
     const Json status = Status();

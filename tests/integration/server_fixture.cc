@@ -12,6 +12,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/integration/host_network.h"
+
 namespace kvcfs::test {
 namespace {
 
@@ -25,7 +27,7 @@ pid_t Spawn(const std::vector<std::string>& words, int out, int error) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   ::dup2(out, STDOUT_FILENO);
   ::dup2(error, STDERR_FILENO);
-  ::execv(arguments[0], arguments.data());
+  ::execvp(arguments[0], arguments.data());
   ::_exit(127);
 }
 
@@ -51,6 +53,20 @@ CommandResult RunKvcfs(const std::vector<std::string>& words) {
   return RunCommand(all);
 }
 
+nlohmann::json ClusterStatusOf(const std::string& etcd, const std::vector<std::string>& extra) {
+  std::vector<std::string> words{"cluster", "status", "--json", "--cluster", "etcd://" + etcd};
+  words.insert(words.end(), extra.begin(), extra.end());
+  auto status = nlohmann::json::parse(RunKvcfs(words).out, nullptr, false);
+  return status.is_object() ? status : nlohmann::json::object();
+}
+
+nlohmann::json NodeIn(const nlohmann::json& status, const std::string& name) {
+  for (const auto& node : status.value("nodes", nlohmann::json::array())) {
+    if (node.value("name", "") == name) return node;
+  }
+  return nlohmann::json::object();
+}
+
 TestServer::TestServer(std::string name, std::string etcd, ServerOptions options)
     : name_(std::move(name)),
       etcd_(std::move(etcd)),
@@ -65,9 +81,9 @@ TestServer::~TestServer() {
 
 void TestServer::Start() {
   std::vector<std::string> words{
-      KVC_COMMAND,  "serve",       "--cluster",   "etcd://" + etcd_, "--name",
-      name_,        "--listen",    "127.0.0.1:0", "--data",          data_,
-      "--dram",     options_.dram, "--nvme",      "256MiB",          "--metrics-address",
+      KVC_COMMAND,  "serve",       "--cluster",     "etcd://" + etcd_, "--name",
+      name_,        "--listen",    options_.listen, "--data",          data_,
+      "--dram",     options_.dram, "--nvme",        "256MiB",          "--metrics-address",
       "127.0.0.1:0"};
   words.insert(words.end(), options_.extra.begin(), options_.extra.end());
   int out[2];
@@ -75,7 +91,7 @@ void TestServer::Start() {
   const Fd log(::open(log_.c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600));
   const Fd to(out[1]);
   out_ = Fd(out[0]);
-  pid_ = Spawn(words, to.get(), log.get());
+  pid_ = Spawn(InNetwork(options_.network, std::move(words)), to.get(), log.get());
   ready_line_.clear();
 }
 
@@ -102,6 +118,14 @@ int TestServer::Stop() {
 void TestServer::Kill() {
   ::kill(pid_, SIGKILL);
   (void)Wait();
+}
+
+void TestServer::Pause() const {
+  ::kill(pid_, SIGSTOP);
+}
+
+void TestServer::Continue() const {
+  ::kill(pid_, SIGCONT);
 }
 
 void TestServer::KillMachine() {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 #include <sys/types.h>
 
 #include "tests/integration/calls.h"
@@ -18,8 +19,16 @@ std::string WhyNoServer();
 // `kvcfs WORDS...`, to its end.
 CommandResult RunKvcfs(const std::vector<std::string>& words);
 
+// What `kvcfs cluster status` says of it; an empty object where nobody answers. `extra`: words that
+// it needs beside.
+nlohmann::json ClusterStatusOf(const std::string& etcd, const std::vector<std::string>& extra = {});
+// A node of that.
+nlohmann::json NodeIn(const nlohmann::json& status, const std::string& name);
+
 struct ServerOptions {
   std::string dram = "64MiB";
+  std::string listen = "127.0.0.1:0";
+  std::string network{};             // see host_network.h; empty: this program's
   std::vector<std::string> extra{};  // more words for `kvcfs serve`
 };
 
@@ -41,6 +50,9 @@ class TestServer {
   int Stop();
   // SIGKILL.
   void Kill();
+  // SIGSTOP, SIGCONT.
+  void Pause() const;
+  void Continue() const;
   // As if the machine had died: with its memory.
   void KillMachine();
   bool running() const { return pid_ > 0; }

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <arpa/inet.h>
@@ -34,9 +35,17 @@ inline int FreePort() {
   return ntohs(address.sin_port);
 }
 
+// Where it is, if not at this program's loopback address.
+struct EtcdServerOptions {
+  std::string host = "127.0.0.1";  // as clients name it
+  std::string address = "127.0.0.1";
+  std::vector<std::string> prefix{};              // words before the command: where it runs
+  std::string certificate{}, key{}, authority{};  // TLS, with certificates of clients, too
+};
+
 class EtcdServer {
  public:
-  EtcdServer() {
+  explicit EtcdServer(EtcdServerOptions options = {}) : options_(std::move(options)) {
     char directory[] = "/tmp/kvcfs-etcd-XXXXXX";
     directory_ = ::mkdtemp(directory);
     port_ = FreePort();
@@ -54,20 +63,46 @@ class EtcdServer {
 
   // Starts it, or starts it again on what it had, and waits until it answers.
   bool Start() {
-    const std::string client = "http://" + endpoint();
+    const std::string scheme = options_.authority.empty() ? "http://" : "https://";
+    const std::string port = ":" + std::to_string(port_);
     const std::string peer = "http://127.0.0.1:" + std::to_string(peer_port_);
+    std::vector<std::string> words = options_.prefix;
+    // An election of 200 ms lets leases be as short as the tests want them.
+    words.insert(words.end(), {"etcd",
+                               "--name",
+                               "t",
+                               "--data-dir",
+                               directory_ + "/data",
+                               "--listen-client-urls",
+                               scheme + options_.address + port,
+                               "--advertise-client-urls",
+                               scheme + options_.host + port,
+                               "--listen-peer-urls",
+                               peer,
+                               "--initial-advertise-peer-urls",
+                               peer,
+                               "--initial-cluster",
+                               "t=" + peer,
+                               "--heartbeat-interval",
+                               "50",
+                               "--election-timeout",
+                               "500",
+                               "--unsafe-no-fsync"});
+    if (!options_.authority.empty()) {
+      words.insert(words.end(),
+                   {"--client-cert-auth", "--cert-file", options_.certificate, "--key-file",
+                    options_.key, "--trusted-ca-file", options_.authority});
+    }
+    std::vector<char*> arguments;
+    for (std::string& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
     pid_ = ::fork();
     if (pid_ == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       const int log = ::open((directory_ + "/log").c_str(), O_CREAT | O_WRONLY | O_APPEND, 0600);
       ::dup2(log, 1);
       ::dup2(log, 2);
-      // An election of 200 ms lets leases be as short as the tests want them.
-      ::execlp("etcd", "etcd", "--name", "t", "--data-dir", (directory_ + "/data").c_str(),
-               "--listen-client-urls", client.c_str(), "--advertise-client-urls", client.c_str(),
-               "--listen-peer-urls", peer.c_str(), "--initial-advertise-peer-urls", peer.c_str(),
-               "--initial-cluster", ("t=" + peer).c_str(), "--heartbeat-interval", "50",
-               "--election-timeout", "500", "--unsafe-no-fsync", nullptr);
+      ::execvp(arguments[0], arguments.data());
       ::_exit(127);
     }
     const auto probe = EtcdClient::Make(Options());
@@ -86,14 +121,18 @@ class EtcdServer {
   void Stop() const { ::kill(pid_, SIGSTOP); }
   void Continue() const { ::kill(pid_, SIGCONT); }
 
-  std::string endpoint() const { return "127.0.0.1:" + std::to_string(port_); }
+  std::string endpoint() const { return options_.host + ":" + std::to_string(port_); }
   EtcdOptions Options() const {
     EtcdOptions options;
     options.endpoints = {endpoint()};
+    options.certificate = options_.certificate;
+    options.key = options_.key;
+    options.authority = options_.authority;
     return options;
   }
 
  private:
+  const EtcdServerOptions options_;
   std::string directory_;
   int port_ = 0;
   int peer_port_ = 0;
