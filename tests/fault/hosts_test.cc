@@ -87,5 +87,43 @@ TEST_F(BusyHostsTest, AMountsDaemonDies) {
   ASSERT_TRUE(AllIsWell()) << Status().dump(2);
 }
 
+// What that server alone knows is a miss there as long; what another has, too, is read from that
+// one.
+TEST_F(BusyHostsTest, AMountCannotReachAServer) {
+  network_->Blackhole("m2", "n1", true);
+  EXPECT_TRUE(Works());
+  EXPECT_TRUE(NothingIsLost(*ledger_));
+  EXPECT_EQ(Status()["nodes"].size(), 3u) << "all others reach it";
+  network_->Blackhole("m2", "n1", false);
+  ASSERT_TRUE(AllIsWell()) << Status().dump(2);
+}
+
+TEST_F(BusyHostsTest, AServersLinkGoesDownAndComesBack) {
+  network_->CutLink("n2", true);
+  EXPECT_TRUE(Eventually([&] { return Status()["nodes"].size() == 2; }, kLong));
+  EXPECT_TRUE(NothingIsLost(*ledger_));
+  EXPECT_TRUE(Works());
+  network_->CutLink("n2", false);
+  ASSERT_TRUE(AllIsWell()) << Status().dump(2);
+}
+
+// The others take it for dead, though it sees them and the mounts see it.
+TEST_F(BusyHostsTest, AServerCannotReachEtcd) {
+  network_->Blackhole("n3", "etcd", true);
+  EXPECT_TRUE(Eventually([&] { return Status()["nodes"].size() == 2; }, kLong));
+  EXPECT_TRUE(NothingIsLost(*ledger_));
+  EXPECT_TRUE(Works());
+  network_->Blackhole("n3", "etcd", false);
+  ASSERT_TRUE(AllIsWell()) << Status().dump(2);
+}
+
+TEST_F(BusyHostsTest, AServersLinkIsSlow) {
+  network_->SlowLink("n1", "8mbit");
+  EXPECT_TRUE(Works());
+  EXPECT_TRUE(NothingIsLost(*ledger_));
+  network_->SlowLink("n1", "");
+  ASSERT_TRUE(AllIsWell()) << Status().dump(2);
+}
+
 }  // namespace
 }  // namespace kvcfs::test
