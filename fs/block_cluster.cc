@@ -2,11 +2,10 @@
 // they come and go between this host's tiers and their homes.
 //
 // The index has what this host has heard of; an entry without slot and segment is a block that only
-// others have. Until its time is over it is answered without asking. The tiers are a cache: any
-// copy may go. No lock is held while the cluster is asked.
+// others have, or that a copy here is of (copy_holder.h). Until its time is over it is answered
+// without asking. What the index has of the tiers is a cache: it may go. No lock is held while the
+// cluster is asked.
 #include <algorithm>
-
-#include <sys/mman.h>
 
 #include "base/crc32c.h"
 #include "base/log.h"
@@ -34,7 +33,6 @@ using std::chrono::milliseconds;
 constexpr milliseconds kAskLimit{1500};
 constexpr milliseconds kMatchLimit{3500};
 constexpr milliseconds kReadLimit{3000};  // twice, and one question
-constexpr milliseconds kPublishLimit{6000};
 constexpr milliseconds kDropLimit{8000};
 // So many calls in a row that nobody answered: then each further one waits no longer than this, and
 // the threads of the mount are not all taken by those that wait for nothing.
@@ -43,8 +41,6 @@ constexpr milliseconds kSilentLimit{300};
 
 // What the cluster did not lease is believed for a moment: the lookup and the open of one open().
 constexpr milliseconds kUnleased{1000};
-// What was just published is not leased, but the last to go.
-constexpr milliseconds kOwn{5000};
 // From a lookup to the create behind it.
 constexpr milliseconds kAbsent{1000};
 constexpr size_t kAbsentMax = 4096;
@@ -268,96 +264,6 @@ FsResult<uint32_t> BlockStore::AskToCreate(NamespaceId ns, const std::optional<B
   const std::optional<BlockRef> ref = parent ? index_.Find(ns, *parent) : std::nullopt;
   if (parent && !ref) return Fail(ENOENT);
   return ref ? index_.ordinal(*ref) + 1 : 0;
-}
-
-Code BlockStore::PublishToCluster(SlotId slot, const Fd& file, uint64_t length, uint32_t* crc) {
-  AboutToBlock();
-  BlockId id;
-  BlockKey parent;
-  std::optional<SlotFacts> known;
-  uint8_t replicas = 1;
-  {
-    MutexLock lock(mutex_);
-    const SlotRecord& record = parts_.slots->record(slot);
-    const std::optional<Namespace> space = parts_.namespaces->Get(record.namespace_id);
-    const bool doomed = (record.flags & iouring::kSlotDoomed) != 0;
-    if (!space || doomed || length > space->block_bytes) return Code::kCancelled;
-    id = {SpaceIdOf(space->uuid), record.key};
-    parent = record.parent;
-    replicas = static_cast<uint8_t>(space->replicas);
-    if (const auto found = pending_facts_.find(slot); found != pending_facts_.end()) {
-      known = found->second;
-    }
-  }
-  void* mapped = ::mmap(nullptr, length, PROT_READ, MAP_SHARED, file.get(), 0);
-  if (mapped == MAP_FAILED) return Code::kIo;
-  const std::span bytes(static_cast<const std::byte*>(mapped), length);
-  *crc = Crc32c(bytes);
-  const auto publish = [&]() -> Code {
-    if (known && known->published) {
-      // As it was when it was flushed: what was written since came too late.
-      const bool same = known->facts.length == length && known->facts.crc32c == *crc;
-      return same ? Code::kOk : Code::kExists;
-    }
-    BlockFacts facts;
-    if (known) {
-      facts = known->facts;
-    } else {
-      // Created while the cluster was away, or under an earlier daemon.
-      const Result<BlockFacts> created = parts_.cluster->Create(id, parent, Patience(kAskLimit));
-      if (!created.ok()) return created.code();
-      facts = *created;
-    }
-    facts.length = static_cast<uint32_t>(length);
-    facts.crc32c = *crc;
-    facts.mtime_s = NowSeconds();
-    facts.replicas = replicas;
-    const Result<uint32_t> copies =
-        parts_.cluster->Publish(facts, std::nullopt, bytes, Patience(kPublishLimit));
-    Heard(copies.code());
-    if (!copies.ok()) return copies.code();
-    MutexLock lock(mutex_);
-    pending_facts_[slot] = {.facts = facts, .published = true};
-    return Code::kOk;
-  };
-  const Code code = publish();
-  ::munmap(mapped, length);
-  return code;
-}
-
-FsStatus BlockStore::FlushToCluster(Ino ino, uint64_t length, MutexLock& lock) {
-  const auto slot = static_cast<SlotId>(ino & 0xffffffff);
-  const std::shared_ptr<Fd> file = PendingFile(slot);
-  if (file == nullptr) return Fail(EIO);
-  lock.native().unlock();
-  uint32_t crc = 0;
-  const Code code = PublishToCluster(slot, *file, length, &crc);
-  lock.native().lock();
-  if (code == Code::kOk) return {};
-  BlockMetrics& metrics = BlockMetrics::Get();
-  SlotRecord* record = PendingOf(ino);
-  if (record != nullptr) record->flags |= iouring::kSlotDoomed;
-  published_.notify_all();
-  if (code == Code::kExists) {
-    metrics.lost_race.Add();
-  } else if (code == Code::kNotFound) {
-    metrics.parent_gone.Add();
-  } else {
-    metrics.unpublished.Add();
-    KVC_LOG(Warn, "the cluster did not take a block that was to be durable", "code={}",
-            CodeName(code));
-    return Fail(EIO);
-  }
-  return {};
-}
-
-void BlockStore::NotePublished(BlockRef ref, uint32_t crc) {
-  const uint64_t hash = BlockHash62(index_.namespace_of(ref), index_.key(ref));
-  absent_.erase(hash);
-  told_[hash] = {.crc32c = crc,
-                 .places = {},
-                 .valid_until = parts_.clock->Monotonic() + kOwn,
-                 .leased_until = milliseconds(0)};
 }
 
 // ---- reading

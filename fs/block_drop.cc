@@ -26,6 +26,7 @@ void BlockStore::RemoveLeaf(BlockRef ref, Counter& why) {
   const BlockState state = index_.state(ref);
   const NamespaceId ns = index_.namespace_of(ref);
   const BlockKey key = index_.key(ref);
+  const Ino ino = open_copies_.empty() ? 0 : ViewOf(ref).block_ino();
   const Status removed = index_.RemoveLeaf(ref);
   KVC_CHECK(removed.ok());
   leases_.Drop(BlockHash62(ns, key));
@@ -41,6 +42,10 @@ void BlockStore::RemoveLeaf(BlockRef ref, Counter& why) {
   if (state.segment != 0 && parts_.segments != nullptr) {
     parts_.segments->MarkDead({state.segment, state.offset_4k, state.sequence}, state.length);
     DeleteRecord(ns, key);
+  }
+  if (!open_copies_.empty()) {
+    const auto open = open_copies_.find(ino);
+    if (open != open_copies_.end()) doomed_readers_[ino] = open->second.slot;
   }
   if (state.slot != 0) {
     --resident_blocks_;

@@ -9,6 +9,7 @@
 #include "fs/about_to_block.h"
 #include "fs/block_metrics.h"
 #include "fs/block_store.h"
+#include "fs/copy_holder.h"
 
 namespace kvcfs::fs {
 namespace {
@@ -54,6 +55,9 @@ FsResult<OpenReply> BlockStore::Open(const Caller& caller, Ino ino, int flags) {
       if (!ref && parts_.cluster != nullptr && attempt == 0) return Fail(ESTALE);
       if (!ref) break;
       const BlockState state = index_.state(*ref);
+      if (const auto open = open_copies_.find(ino); open != open_copies_.end()) {
+        return OpenAgain(*ref, ino, open->second.slot);
+      }
       if (state.slot != 0) {
         NoteReuseOnce(*ref);
         index_.Touch(*ref, NowSeconds(), true);
@@ -72,12 +76,90 @@ FsResult<OpenReply> BlockStore::Open(const Caller& caller, Ino ino, int flags) {
       if (options_.prefetch_blocks > 0 && attempt == 0) PrefetchBehind(*ref);
     }
     fetched = true;
+    if (parts_.copies != nullptr) {
+      bool from_nvme = false;
+      if (const Result<SlotId> slot = PinCopy(ns, key, &from_nvme); slot.ok()) {
+        const FsResult<OpenReply> open = OpenCopy(ino, *slot);
+        if (!open && open.error().value == EAGAIN) continue;
+        if (open) (from_nvme ? metrics.opens_nvme : metrics.opens_dram).Add();
+        return open;
+      }
+    }
     AboutToBlock();
     if (!FetchBlock(ns, key).ok()) break;
     (on_nvme ? metrics.opens_nvme : metrics.opens_peer).Add();
   }
   metrics.opens_missed.Add();
   return Fail(ENOENT);
+}
+
+Result<SlotId> BlockStore::PinCopy(NamespaceId ns, const BlockKey& key, bool* from_nvme) {
+  meta::BlockId id;
+  uint64_t length = 0;
+  uint32_t crc = 0;
+  {
+    MutexLock lock(mutex_);
+    const std::optional<meta::BlockId> named = IdOf(ns, key);
+    const std::optional<BlockRef> ref = index_.Find(ns, key);
+    if (!named || !ref) return Error{Code::kNotFound, "not cached"};
+    id = *named;
+    length = index_.state(*ref).length;
+    if (const auto told = told_.find(BlockHash62(ns, key)); told != told_.end()) {
+      crc = told->second.crc32c;
+    }
+  }
+  const Result<SlotId> slot = parts_.copies->PinSlot(id, length, crc, false);
+  if (slot.code() != Code::kBusy) return slot;
+  AboutToBlock();
+  *from_nvme = true;
+  return parts_.copies->PinSlot(id, length, crc, true);
+}
+
+FsResult<OpenReply> BlockStore::OpenAgain(BlockRef ref, Ino ino, SlotId slot) {
+  const uint64_t hash = BlockHash62(index_.namespace_of(ref), index_.key(ref));
+  const SlotRecord& record = parts_.slots->record(slot);
+  const auto told = told_.find(hash);
+  if (record.length != index_.state(ref).length ||
+      (told != told_.end() && told->second.crc32c != record.crc32c)) {
+    // Of another version than what is open: it gets a number of its own.
+    doomed_readers_[ino] = slot;
+    GiveOtherIno(hash);
+    return Fail(ESTALE);
+  }
+  // An inode has one backing file while it is open, whatever has become of the copy.
+  NoteReuseOnce(ref);
+  index_.Touch(ref, NowSeconds(), true);
+  const FsResult<OpenReply> open = OpenResident(slot);
+  if (!open) return open;
+  parts_.copies->PinAgain(slot);
+  ++open_copies_[ino].readers;
+  BlockMetrics::Get().opens_dram.Add();
+  return open;
+}
+
+FsResult<OpenReply> BlockStore::OpenCopy(Ino ino, SlotId slot) {
+  FsResult<OpenReply> open = Fail(ESTALE);
+  {
+    MutexLock lock(mutex_);
+    // Gone meanwhile: the kernel looks it up again.
+    const std::optional<BlockRef> ref = RefOf(ino);
+    if (ref && (open_copies_.contains(ino) || index_.state(*ref).slot != 0)) {
+      open = Fail(EAGAIN);  // another call was first, perhaps with another slot
+    } else if (ref) {
+      NoteReuseOnce(*ref);
+      index_.Touch(*ref, NowSeconds(), true);
+      SlotRecord& record = parts_.slots->record(slot);
+      if (record.readers == 0) {
+        record.ino = ino;
+        record.namespace_id = index_.namespace_of(*ref);
+        record.mtime_nanos = ViewOf(*ref).mtime_nanos;
+      }
+      open = OpenResident(slot);
+      if (open) open_copies_[ino] = {slot, 1};
+    }
+  }
+  if (!open) parts_.copies->UnpinSlot(slot);
+  return open;
 }
 
 FsResult<OpenReply> BlockStore::OpenResident(SlotId slot) {
@@ -122,7 +204,7 @@ FsResult<std::span<const std::byte>> BlockStore::Mapped(Ino ino, uint64_t handle
   const SlotId slot = SlotOf(handle);
   if (slot == 0 || slot > parts_.slots->slot_count()) return Fail(EBADF);
   const SlotRecord& record = parts_.slots->record(slot);
-  if (record.ino != ino || record.state.load() != SlotState::kBlock) return Fail(EBADF);
+  if (record.state.load() != SlotState::kBlock || !IsOpenAs(ino, slot)) return Fail(EBADF);
   if (!MapSlot(slot, record.length)) return Fail(ENOMEM);
   const auto& [mapped, bytes] = mappings_[slot];
   return std::span(static_cast<const std::byte*>(mapped), bytes);
@@ -133,7 +215,8 @@ void BlockStore::Release(Ino ino, uint64_t handle) {
   const SlotId slot = SlotOf(handle);
   if (slot == 0 || slot > parts_.slots->slot_count()) return;
   SlotRecord& record = parts_.slots->record(slot);
-  if (record.ino != ino || record.state.load() != SlotState::kBlock) return;
+  if (record.state.load() != SlotState::kBlock || !IsOpenAs(ino, slot)) return;
+  if ((record.flags & iouring::kSlotCopy) != 0) return ReleaseCopy(ino, slot, lock);
   if (record.readers > 0) --record.readers;
   if (record.readers > 0) return;
   opened_here_.erase(slot);
@@ -145,6 +228,35 @@ void BlockStore::Release(Ino ino, uint64_t handle) {
     doomed_readers_.erase(ino);
     FreeBlockSlot(slot);
   }
+}
+
+bool BlockStore::IsOpenAs(Ino ino, SlotId slot) {
+  if (parts_.slots->record(slot).ino == ino) return true;
+  const auto open = open_copies_.find(ino);
+  return open != open_copies_.end() && open->second.slot == slot;
+}
+
+void BlockStore::ReleaseCopy(Ino ino, SlotId slot, MutexLock& lock) {
+  SlotRecord& record = parts_.slots->record(slot);
+  if (record.readers == 0) return;
+  --record.readers;
+  if (const auto open = open_copies_.find(ino); open != open_copies_.end()) {
+    if (open->second.readers > 0) --open->second.readers;
+    if (open->second.readers == 0) {
+      open_copies_.erase(open);
+      doomed_readers_.erase(ino);
+    }
+  }
+  if (record.readers == 0) {
+    opened_here_.erase(slot);
+    if (const auto found = mappings_.find(slot); found != mappings_.end()) {
+      ::munmap(found->second.first, found->second.second);
+      mappings_.erase(found);
+    }
+  }
+  lock.native().unlock();
+  parts_.copies->UnpinSlot(slot);
+  lock.native().lock();
 }
 
 void BlockStore::FreeBlockSlot(SlotId slot) {
@@ -322,6 +434,15 @@ void BlockStore::RunPrefetch() {
       prefetch_.pop_front();
       if (fetching_.contains(BlockHash62(next.first, next.second))) continue;
     }
+    if (parts_.copies != nullptr) {
+      bool from_nvme = false;
+      const Result<SlotId> slot = PinCopy(next.first, next.second, &from_nvme);
+      if (slot.ok()) {
+        parts_.copies->UnpinSlot(*slot);
+        if (from_nvme) BlockMetrics::Get().prefetched_blocks.Add();
+        continue;
+      }
+    }
     if (FetchBlock(next.first, next.second).ok()) BlockMetrics::Get().prefetched_blocks.Add();
   }
 }
@@ -341,6 +462,14 @@ FsStatus BlockStore::Fsync(Ino ino) {
   MutexLock lock(mutex_);
   const std::optional<BlockRef> ref = RefOf(ino);
   if (!ref) return Fail(ENOENT);
+  if (parts_.copies != nullptr && index_.state(*ref).slot == 0) {
+    const std::optional<meta::BlockId> id = IdOf(index_.namespace_of(*ref), index_.key(*ref));
+    lock.native().unlock();
+    const Status kept = id ? parts_.copies->Persist(*id) : Status();
+    lock.native().lock();
+    if (!kept.ok()) return Fail(ErrnoOf(kept.code()));
+    return {};
+  }
   const SlotId slot = index_.state(*ref).slot;
   const bool dirty = slot != 0 && (parts_.slots->record(slot).flags & iouring::kSlotDirty) != 0;
   Status status;

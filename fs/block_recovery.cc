@@ -73,7 +73,7 @@ Status BlockStore::Recover(const std::vector<RecoveredEntry>& newer) {
     Found found;
   };
   std::vector<Survivor> survivors;
-  std::vector<SlotId> pending, worthless;
+  std::vector<SlotId> pending, worthless, open;  // of copies: open
   parts_.slots->ForEach([&](SlotId slot, SlotRecord& record) {
     switch (record.state.load()) {
       case SlotState::kMaking:
@@ -83,6 +83,14 @@ Status BlockStore::Recover(const std::vector<RecoveredEntry>& newer) {
         pending.push_back(slot);
         break;
       case SlotState::kBlock: {
+        if ((record.flags & iouring::kSlotCopy) != 0) {
+          if (parts_.copies == nullptr) {
+            worthless.push_back(slot);
+          } else if (options_.resumed && record.readers > 0) {
+            open.push_back(slot);
+          }
+          break;
+        }
         if (!parts_.namespaces->Get(record.namespace_id) || record.length == 0 ||
             record.length > kBlockBytesMax) {
           worthless.push_back(slot);
@@ -167,6 +175,10 @@ Status BlockStore::Recover(const std::vector<RecoveredEntry>& newer) {
   });
   std::vector<Found*> early;
   MutexLock lock(mutex_);
+  for (const SlotId slot : open) {
+    const SlotRecord& record = parts_.slots->record(slot);
+    open_copies_[record.ino] = {slot, record.readers};
+  }
   uint64_t orphans = 0;
   std::vector<std::pair<int64_t, SlotId>> by_age;
   const auto insert = [&](Found& found, bool again) KVC_NO_ANALYSIS {

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "fs/about_to_block.h"
 #include "fs/block_metrics.h"
+#include "fs/copy_holder.h"
 
 namespace kvcfs::fs {
 namespace {
@@ -95,6 +96,11 @@ BlockView BlockStore::ViewOf(BlockRef ref) {
   view.ordinal = index_.ordinal(ref);
   view.length = state.length;
   view.tier = state.slot != 0 ? Tier::kDram : state.segment != 0 ? Tier::kNvme : Tier::kPeer;
+  if (view.tier == Tier::kPeer && parts_.copies != nullptr) {
+    const std::optional<meta::BlockId> id = IdOf(view.ns, view.key);
+    const Tier here = id ? parts_.copies->TierOf(*id) : Tier::kNone;
+    if (here != Tier::kNone) view.tier = here;
+  }
   view.hits = state.hits;
   view.mtime_nanos = int64_t{state.mtime_s} * 1'000'000'000;
   view.atime_nanos = int64_t{std::max(state.last_use_s, state.mtime_s)} * 1'000'000'000;
@@ -151,6 +157,7 @@ bool BlockStore::IsHeld(BlockRef ref) {
   const uint64_t hash = BlockHash62(index_.namespace_of(ref), index_.key(ref));
   if (leases_.IsLeased(hash, parts_.clock->Monotonic())) return true;
   if (pins_.contains(hash) || fetching_.contains(hash)) return true;
+  if (!open_copies_.empty() && open_copies_.contains(ViewOf(ref).block_ino())) return true;
   const uint32_t slot = index_.state(ref).slot;
   return slot != 0 && parts_.slots->record(slot).readers > 0;
 }
@@ -227,9 +234,14 @@ std::optional<BlockView> BlockStore::FindIno(Ino ino, Use use) {
 
 std::optional<BlockView> BlockStore::FindDropped(Ino ino) {
   MutexLock lock(mutex_);
-  const auto found = doomed_readers_.find(ino);
-  if (found == doomed_readers_.end()) return std::nullopt;
-  const iouring::SlotRecord& record = parts_.slots->record(found->second);
+  SlotId slot = 0;
+  if (const auto found = doomed_readers_.find(ino); found != doomed_readers_.end()) {
+    slot = found->second;
+  } else if (const auto open = open_copies_.find(ino); open != open_copies_.end()) {
+    slot = open->second.slot;  // the cluster has it perhaps; nobody has asked since a restart
+  }
+  if (slot == 0) return std::nullopt;
+  const iouring::SlotRecord& record = parts_.slots->record(slot);
   BlockView view;
   view.ns = record.namespace_id;
   view.key = record.key;
@@ -334,6 +346,15 @@ MatchAnswer BlockStore::Match(NamespaceId ns, std::span<const BlockKey> keys, ui
   if (parts_.cluster != nullptr) {
     const bool lease = (flags & kMatchNoLease) == 0;
     count = ConfirmPrefix(ns, keys, lease, refs.data(), count, lock);
+    // What is published here is behind what only the cluster knew.
+    while (count < keys.size() && pending_.contains(BlockHash62(ns, keys[count]))) {
+      AwaitPublication(ns, keys[count], lock);
+      const size_t known = index_.Match(ns, keys, refs.data());
+      const size_t again = ConfirmPrefix(ns, keys, lease, refs.data(), known, lock);
+      const bool more = again > count;
+      count = again;
+      if (!more) break;
+    }
     for (size_t i = 0; i < count; ++i) NoteUse(refs[i], &uses);
   }
   metrics.match_calls.Add();

@@ -40,7 +40,8 @@
 
 namespace kvcfs::fs {
 
-enum class Tier : uint8_t { kNone = 0, kDram = 1, kNvme = 2, kPeer = 3 };
+class CopyHolder;
+
 const char* TierName(Tier tier);
 
 // A cached block, as seen at one moment.
@@ -90,6 +91,9 @@ struct BlockStoreParts {
   const Clock* clock = nullptr;
   // Whose blocks these are; the tiers here are then a cache of them. Null: all blocks are here.
   meta::Cluster* cluster = nullptr;
+  // With a cluster whose blocks this host holds, too: beside a mount. What is written here becomes
+  // a copy in its slot, and what lies there is read there; the rest of the tiers is still a cache.
+  CopyHolder* copies = nullptr;
 };
 
 struct BlockStoreStats {
@@ -187,6 +191,8 @@ class BlockStore : public SlotOwner {
   uint64_t Shed(uint64_t bytes);
   // Everything dirty is on NVMe and in the meta store, durable, when this returns.
   Status WriteBackAll();
+  // Up to there the segments' entries that are not of this store are known to whose they are.
+  void NoteOthersApplied(uint64_t sequence) KVC_EXCLUDES(mutex_);
 
   BlockStoreStats Stats();
 
@@ -244,7 +250,6 @@ class BlockStore : public SlotOwner {
   void Discard(SlotId slot, Counter* why) KVC_REQUIRES(mutex_);
   // Evicts coldest leaves of a namespace until one more block fits its quota.
   bool MakeQuotaRoom(const Namespace& space);
-  static bool StillMapped(const Fd& file);
   void CloseBackingOf(SlotId slot);
 
   // Removes one leaf everywhere. The slot goes at once, or with its last reader.
@@ -291,9 +296,32 @@ class BlockStore : public SlotOwner {
                                  const BlockKey& key, std::optional<SlotFacts>* facts,
                                  MutexLock& lock) KVC_REQUIRES(mutex_);
   // A closed, or flushed, block goes to its holders. kCancelled: it is not to be published.
-  Code PublishToCluster(SlotId slot, const Fd& file, uint64_t length, uint32_t* crc);
+  // `adopted`: the slot is the copy's of this generation, too, until CopyHolder::Take.
+  struct Publication {
+    Code code = Code::kCancelled;
+    meta::BlockId id;
+    uint32_t crc32c = 0;
+    std::optional<uint64_t> adopted;
+    bool held_here = false;  // by a copy
+  };
+  Publication PublishToCluster(SlotId slot, const Fd& file, uint64_t length, bool closed);
+  Code Publish(SlotId slot, const std::optional<SlotFacts>& known, const BlockKey& parent,
+               uint8_t replicas, std::span<const std::byte> bytes, bool closed, Publication* to);
+  static void CountUnpublished(const iouring::SlotRecord& record, Code code);
+  // The end of a slot whose bytes a copy here has: it is the copy's now, or nobody's.
+  void SettlePublished(SlotId slot, const Publication& publication) KVC_REQUIRES(mutex_);
   FsStatus FlushToCluster(Ino ino, uint64_t length, MutexLock& lock) KVC_REQUIRES(mutex_);
-  void NotePublished(meta::BlockRef ref, uint32_t crc) KVC_REQUIRES(mutex_);
+  void NotePublished(meta::BlockRef ref, const Publication& publication) KVC_REQUIRES(mutex_);
+  // The slot of this host's copy, pinned; as CopyHolder::PinSlot. `from_nvme`: it was not resident.
+  Result<SlotId> PinCopy(meta::NamespaceId ns, const BlockKey& key, bool* from_nvme)
+      KVC_EXCLUDES(mutex_);
+  // The pin is the open file's, or over. EAGAIN: it is open by now, or lies in another slot.
+  FsResult<OpenReply> OpenCopy(Ino ino, SlotId slot) KVC_EXCLUDES(mutex_);
+  // What has a copy's slot open gets it once more.
+  FsResult<OpenReply> OpenAgain(meta::BlockRef ref, Ino ino, SlotId slot) KVC_REQUIRES(mutex_);
+  // A copy's slot may be open under several numbers.
+  bool IsOpenAs(Ino ino, SlotId slot) KVC_REQUIRES(mutex_);
+  void ReleaseCopy(Ino ino, SlotId slot, MutexLock& lock) KVC_REQUIRES(mutex_);
   Status ReadFromPeers(meta::NamespaceId ns, const BlockKey& key, std::span<std::byte> into,
                        uint32_t* crc) KVC_EXCLUDES(mutex_);
   // These bytes are of the version that the cluster has, as far as that was heard.
@@ -356,6 +384,12 @@ class BlockStore : public SlotOwner {
   // What the cluster said it has not, until when that may be believed: a lookup before a create.
   std::unordered_map<uint64_t, std::chrono::milliseconds> absent_ KVC_GUARDED_BY(mutex_);
   std::unordered_map<SlotId, SlotFacts> pending_facts_ KVC_GUARDED_BY(mutex_);
+  // Slots of copies that are open here, by the number they were opened under.
+  struct OpenSlot {
+    SlotId slot = 0;
+    uint32_t readers = 0;
+  };
+  std::unordered_map<Ino, OpenSlot> open_copies_ KVC_GUARDED_BY(mutex_);
   struct Ghost {
     meta::NamespaceId ns;
     BlockKey key;

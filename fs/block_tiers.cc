@@ -303,6 +303,11 @@ void BlockStore::NoteApplied(uint64_t sequence) {
   records_sequence_ = std::max(records_sequence_, applied);
 }
 
+void BlockStore::NoteOthersApplied(uint64_t sequence) {
+  MutexLock lock(mutex_);
+  NoteApplied(sequence);
+}
+
 Status BlockStore::FlushRecords(bool sync) {
   MutexLock writing(records_write_mutex_);
   // What an earlier try could not write comes first: the order of records is their meaning. The

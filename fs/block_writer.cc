@@ -15,6 +15,7 @@
 #include "fs/about_to_block.h"
 #include "fs/block_metrics.h"
 #include "fs/block_store.h"
+#include "fs/bytes_io.h"
 
 namespace kvcfs::fs {
 namespace {
@@ -348,14 +349,6 @@ void BlockStore::PendingRelease(Ino ino, uint64_t handle) {
   PublishSlot(slot);
 }
 
-bool BlockStore::StillMapped(const Fd& file) {
-  // A write lease is granted only where no other open file of the inode exists; a mapping keeps
-  // its file open. Source: fcntl(2) F_SETLEASE.
-  if (::fcntl(file.get(), F_SETLEASE, F_WRLCK) != 0) return errno == EAGAIN;
-  ::fcntl(file.get(), F_SETLEASE, F_UNLCK);
-  return false;
-}
-
 void BlockStore::CloseBackingOf(SlotId slot) {
   SlotRecord& record = parts_.slots->record(slot);
   if (record.backing_id == 0) return;
@@ -410,22 +403,21 @@ void BlockStore::PublishSlot(SlotId slot) {
   }
   const auto length = static_cast<uint64_t>(attr.st_size);
   BlockMetrics& metrics = BlockMetrics::Get();
-  Code in_cluster = Code::kOk;
+  Publication publication;
   if (parts_.cluster != nullptr && length > 0) {
-    in_cluster = PublishToCluster(slot, *file, length, &crc);
+    publication = PublishToCluster(slot, *file, length, true);
+    crc = publication.crc32c;
   }
 
   MutexLock lock(mutex_);
+  if (publication.adopted || publication.held_here) return SettlePublished(slot, publication);
   const std::optional<Namespace> space = parts_.namespaces->Get(record.namespace_id);
   if ((record.flags & iouring::kSlotDoomed) != 0) return Discard(slot, nullptr);
   if (length == 0) return Discard(slot, &metrics.empty);
   if (!space || length > space->block_bytes) return Discard(slot, &metrics.too_long);
-  if (in_cluster == Code::kExists) return Discard(slot, &metrics.lost_race);
-  if (in_cluster == Code::kNotFound) return Discard(slot, &metrics.parent_gone);
-  if (in_cluster != Code::kOk) {
-    KVC_LOG(Warn, "the cluster did not take a block; it is a miss", "namespace={} key={} code={}",
-            LogValue(space->name), record.key.ToHex(), CodeName(in_cluster));
-    return Discard(slot, &metrics.unpublished);
+  if (parts_.cluster != nullptr && publication.code != Code::kOk) {
+    CountUnpublished(record, publication.code);
+    return Discard(slot, nullptr);
   }
 
   BlockState state;
@@ -474,7 +466,7 @@ void BlockStore::PublishSlot(SlotId slot) {
   record.ino = ViewOf(*ref).block_ino();
   if (parts_.cluster != nullptr) {
     record.crc32c = crc;
-    NotePublished(*ref, crc);
+    NotePublished(*ref, publication);
   }
   space_bytes_[record.namespace_id] += length;
   ++resident_blocks_;

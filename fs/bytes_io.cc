@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include <fcntl.h>
 #include <unistd.h>
 
 namespace kvcfs::fs {
@@ -70,6 +71,14 @@ int CopyFile(int from, int to, uint64_t bytes) {
 bool ReadExactly(int fd, std::span<std::byte> into) {
   size_t done = 0;
   return ReadFully(fd, 0, into, &done) == 0 && done == into.size();
+}
+
+bool StillMapped(const Fd& file) {
+  // A write lease is granted only where no other open file of the inode exists; a mapping keeps
+  // its file open. Source: fcntl(2) F_SETLEASE.
+  if (::fcntl(file.get(), F_SETLEASE, F_WRLCK) != 0) return errno == EAGAIN;
+  ::fcntl(file.get(), F_SETLEASE, F_UNLCK);
+  return false;
 }
 
 std::function<bool(std::span<std::byte>)> FillFrom(Fd file) {

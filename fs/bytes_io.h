@@ -23,6 +23,10 @@ int CopyFile(int from, int to, uint64_t bytes);
 
 // Exactly these bytes, from the file's beginning; false: there are not so many.
 bool ReadExactly(int fd, std::span<std::byte> into);
+// Somebody else has the file open, or mapped: a mapping outlives its descriptor. The caller has no
+// further descriptor or mapping of it.
+bool StillMapped(const Fd& file);
+
 // For AppendRequest::fill. The descriptor keeps the bytes even if their place is given up
 // meanwhile.
 std::function<bool(std::span<std::byte>)> FillFrom(Fd file);

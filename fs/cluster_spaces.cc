@@ -59,6 +59,14 @@ void ApplySettings(std::string_view settings, Namespace* space) {
   if (durability != json.end() && durability->is_string()) space->sync = *durability == "sync";
 }
 
+bool WantsDurable(meta::Cluster& cluster, const meta::SpaceId& id) {
+  const auto space = cluster.GetSpace(id);
+  if (!space.ok() || !space->has_value()) return false;
+  Namespace known;
+  ApplySettings((*space)->settings, &known);
+  return known.sync;
+}
+
 bool ClusterSpaces::HasFiles(const Namespace& space) {
   return parts_.files != nullptr && space.files_root != 0 &&
          !parts_.files->RootIsEmpty(space.files_root);

@@ -56,5 +56,7 @@ class ClusterSpaces {
 // stays as it is in `space`.
 std::string SettingsOf(const Namespace& space);
 void ApplySettings(std::string_view settings, Namespace* space);
+// Whether a publication there waits for NVMe. No: nobody knows it.
+bool WantsDurable(meta::Cluster& cluster, const meta::SpaceId& id);
 
 }  // namespace kvcfs::fs

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <optional>
+#include <utility>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -93,10 +94,17 @@ void CopyHolder::FreeSlot(Copy& copy) {
     --mapped_slots_;
   }
   exposed_.Remove(copy.slot);
-  slots_.erase(copy.slot);
-  parts_.resident->Remove(copy.slot);
-  parts_.slots->Free(copy.slot);
-  copy.slot = 0;
+  const SlotId slot = std::exchange(copy.slot, 0);
+  slots_.erase(slot);
+  if (copy.lent) return;
+  parts_.resident->Remove(slot);
+  const uint32_t pins = std::exchange(copy.pins, 0) + std::exchange(copy.old_pins, 0);
+  if (pins > 0) {
+    doomed_[slot] = pins;
+    return;
+  }
+  CloseBackingOf(slot);
+  parts_.slots->Free(slot);
   parts_.resident->RoomMayBeHad();
 }
 
@@ -130,7 +138,7 @@ Result<SlotId> CopyHolder::MakeSlot(std::span<const std::byte> bytes) {
 
 void CopyHolder::DescribeSlot(SlotId slot, const BlockFacts& facts, uint64_t generation) {
   SlotRecord& record = parts_.slots->record(slot);
-  record.flags = 0;
+  record.flags = iouring::kSlotCopy;
   record.namespace_id = 0;
   record.ino = 0;
   record.length = facts.length;
@@ -188,6 +196,13 @@ void CopyHolder::Touch(Copy& copy) {
 CopyHolder::Counts CopyHolder::Count() {
   const MutexLock lock(mutex_);
   return {copies_.size(), used_bytes_, slots_.size(), dirty_bytes_, exposed_.Count()};
+}
+
+uint64_t CopyHolder::CountSingle() {
+  const MutexLock lock(mutex_);
+  return static_cast<uint64_t>(std::count_if(copies_.begin(), copies_.end(), [](const auto& each) {
+    return each.second.version != 0 && each.second.facts.replicas < 2;
+  }));
 }
 
 meta::CopyCapacity CopyHolder::Capacity() {
@@ -291,16 +306,24 @@ Result<meta::PinnedCopy> CopyHolder::Open(const BlockId& id, uint64_t generation
 
 Result<meta::PinnedCopy> CopyHolder::OpenOrFetch(const CopyKey& key, bool may_wait) {
   MutexLock lock(mutex_);
+  KVC_TRY_ASSIGN(const std::shared_ptr<Mapping> own, BringIn(key, may_wait, lock));
+  Copy& copy = copies_.at(key);
+  Touch(copy);
+  if (own != nullptr) {
+    return meta::PinnedCopy({own->data(), copy.facts.length}, copy.facts.crc32c, [own] {});
+  }
+  if (!Map(copy)) return Error{Code::kIo, "a slot cannot be mapped"};
+  CopyMetrics::Get().reads_dram.Add();
+  return Pin(copy);
+}
+
+Result<std::shared_ptr<CopyHolder::Mapping>> CopyHolder::BringIn(const CopyKey& key, bool may_wait,
+                                                                 MutexLock& lock) {
   for (;;) {
     auto at = copies_.find(key);
     if (at == copies_.end()) return NotHere();
     Copy& copy = at->second;
-    if (copy.slot != 0 && copy.checked) {
-      if (!Map(copy)) return Error{Code::kIo, "a slot cannot be mapped"};
-      Touch(copy);
-      CopyMetrics::Get().reads_dram.Add();
-      return Pin(copy);
-    }
+    if (copy.slot != 0 && copy.checked) return std::shared_ptr<Mapping>();
     if (!may_wait) return Error{Code::kBusy, "not in memory"};
     if (copy.fetching) {
       changed_.wait(lock.native());
@@ -312,12 +335,7 @@ Result<meta::PinnedCopy> CopyHolder::OpenOrFetch(const CopyKey& key, bool may_wa
     if (at != copies_.end()) at->second.fetching = false;
     changed_.notify_all();
     if (at == copies_.end()) return NotHere();
-    if (!fetched.ok()) return std::move(fetched).error();
-    if (*fetched == nullptr) continue;
-    const BlockFacts& facts = at->second.facts;
-    const std::shared_ptr<Mapping> own = *fetched;
-    Touch(at->second);
-    return meta::PinnedCopy({own->data(), facts.length}, facts.crc32c, [own] {});
+    if (!fetched.ok() || *fetched != nullptr) return fetched;
   }
 }
 
@@ -430,6 +448,44 @@ CopyHolder::~CopyHolder() {
   Stop();
 }
 
+void CopyHolder::RecoverSlot(const meta::CopyRecord& record, Copy& copy) {
+  if (record.slot == 0 || record.slot > parts_.slots->slot_count()) return;
+  SlotRecord& slot = parts_.slots->record(record.slot);
+  if (slot.aux != record.generation || slot.key != record.facts.id.key ||
+      slot.length != record.facts.length) {
+    return;
+  }
+  const SlotState state = slot.state.load();
+  // Published, and the process died before the mount beside this heard of it.
+  if (state == SlotState::kPending && options_.beside_mount) SettleSlot(slot);
+  if (slot.state.load() != SlotState::kBlock) return;
+  copy.slot = record.slot;
+  copy.checked = false;
+  if (options_.resumed) {
+    copy.old_pins = slot.readers;
+  } else {
+    slot.readers = slot.backing_id = 0;
+  }
+}
+
+void CopyHolder::RecoverOtherSlots() {
+  std::vector<SlotId> worthless;
+  parts_.slots->ForEach([&](SlotId slot, SlotRecord& record) KVC_NO_ANALYSIS {
+    if (slots_.contains(slot)) return parts_.resident->Add(slot, this);
+    if (options_.beside_mount) {
+      if (record.state.load() != SlotState::kBlock || (record.flags & iouring::kSlotCopy) == 0) {
+        return;
+      }
+      if (options_.resumed && record.readers > 0) {
+        doomed_[slot] = record.readers;
+        return;
+      }
+    }
+    worthless.push_back(slot);
+  });
+  for (const SlotId slot : worthless) parts_.slots->Free(slot);
+}
+
 Status CopyHolder::Recover() {
   {
     const MutexLock lock(generation_mutex_);
@@ -454,14 +510,7 @@ Status CopyHolder::Recover() {
     copy.facts = record->facts;
     copy.version = record->version;
     const CopyKey key{record->facts.id, record->generation};
-    if (record->slot != 0 && record->slot <= parts_.slots->slot_count()) {
-      const SlotRecord& slot = parts_.slots->record(record->slot);
-      if (slot.state.load() == SlotState::kBlock && slot.aux == record->generation &&
-          slot.key == key.first.key && slot.length == record->facts.length) {
-        copy.slot = record->slot;
-        copy.checked = false;
-      }
-    }
+    RecoverSlot(*record, copy);
     if (record->place.valid() && parts_.segments != nullptr &&
         parts_.segments->MarkLive(record->place, record->facts.length)) {
       copy.place = record->place;
@@ -482,15 +531,7 @@ Status CopyHolder::Recover() {
             LogValue(cursor->status().error().text));
   }
   for (const CopyKey& key : dead) DeleteRecord(key);
-  std::vector<SlotId> worthless;
-  parts_.slots->ForEach([&](SlotId slot, SlotRecord&) KVC_NO_ANALYSIS {
-    if (slots_.contains(slot)) {
-      parts_.resident->Add(slot, this);
-    } else {
-      worthless.push_back(slot);
-    }
-  });
-  for (const SlotId slot : worthless) parts_.slots->Free(slot);
+  RecoverOtherSlots();
   {
     // It never goes back, whatever is written first.
     const MutexLock records(records_mutex_);

@@ -5,8 +5,10 @@
 // bytes lie, and asks to be rid of the coldest when room is short (Cluster::WantRelease). New
 // copies lie in DRAM and are written back once they are published; those that are read come back
 // from NVMe into DRAM. After the process died, all that was published is there; after the machine
-// died, what had reached NVMe: the rest is a miss, which replicas cover. Threads: any; one of its
-// own writes back. Lock order: mutex_, then records_mutex_ and the locks of
+// died, what had reached NVMe: the rest is a miss, which replicas cover. In a mount's process the
+// tiers are the mount's too: the slot that an application wrote becomes the copy (Adopt), and the
+// mount's readers have the copy's slot open (PinSlot). Threads: any; one of its own writes back.
+// Lock order: mutex_, then records_mutex_ and the locks of
 //   SlotTier, ResidentSet and ExposedSlots; the cluster and SegmentStore are called without a lock,
 //   but for MarkDead.
 // Memory: about 400 B a copy, and mappings of slots that were read.
@@ -27,6 +29,7 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "fs/exposed_slots.h"
+#include "fs/fs_types.h"
 #include "fs/resident_set.h"
 #include "iouring/segment_store.h"
 #include "iouring/slot_tier.h"
@@ -42,14 +45,22 @@ struct CopyHolderOptions {
   // Of a namespace that wants it, Mark returns when the bytes are on NVMe. Called on the thread of
   // Mark. Empty: of none.
   std::function<bool(const meta::SpaceId&)> wants_durable;
+  // Slots, segments and the MetaStore are a mount's as well: what there is not a copy is not
+  // touched.
+  bool beside_mount = false;
+  bool resumed = false;  // the kernel still has slots open
+  // Beside a mount: on behalf of the copies, a restart need not look at the segments up to there.
+  // No lock is held that others wait for.
+  std::function<void(uint64_t sequence)> applied;
 };
 
 struct CopyHolderParts {
   meta::MetaStore* meta = nullptr;
-  iouring::SlotTier* slots = nullptr;  // all of its slots are this holder's
+  iouring::SlotTier* slots = nullptr;  // all of its slots are this holder's, but beside a mount
   ResidentSet* resident = nullptr;
   iouring::SegmentStore* segments = nullptr;  // null: DRAM only
   const Clock* clock = nullptr;
+  BackingOpener* backing = nullptr;  // beside a mount
 };
 
 class CopyHolder final : public meta::CopyStore, public SlotOwner, public iouring::EntryOwner {
@@ -75,6 +86,31 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
     ExposedSlots::Counts exposed;
   };
   Counts Count();
+  uint64_t CountSingle();  // of blocks that want no second copy; looks at each
+
+  // ---- Beside a mount (copy_mount.cc)
+  // There is a published copy of these very bytes.
+  bool Holds(const meta::BlockFacts& facts) KVC_EXCLUDES(mutex_);
+  // A slot that was written, in state kPending, and does not change any more becomes a sealed copy;
+  // until Take it stays the mount's all the same.
+  Result<uint64_t> Adopt(const meta::BlockFacts& facts, iouring::SlotId slot) KVC_EXCLUDES(mutex_);
+  // The slot is the copy's alone from now on. False: the copy has gone, and the slot is the
+  // mount's.
+  bool Take(const meta::BlockId& id, uint64_t generation) KVC_EXCLUDES(mutex_);
+  // The slot of a published copy with this length and CRC (0: any). It stays until UnpinSlot,
+  // whatever becomes of the copy; meanwhile `readers`, `backing_id`, `ino`, `namespace_id` and
+  // `mtime_nanos` of its record are the mount's. kNotFound: there is no such copy; kBusy:
+  // `may_wait` is false and it is not in DRAM; kNoSpace; kCorrupt.
+  Result<iouring::SlotId> PinSlot(const meta::BlockId& id, uint64_t length, uint32_t crc32c,
+                                  bool may_wait) KVC_EXCLUDES(mutex_);
+  void PinAgain(iouring::SlotId slot) KVC_EXCLUDES(mutex_);  // of one that is pinned
+  void UnpinSlot(iouring::SlotId slot) KVC_EXCLUDES(mutex_);
+  // Of the published copy of a block: kDram, kNvme, or kNone.
+  Tier TierOf(const meta::BlockId& id) KVC_EXCLUDES(mutex_);
+  // Returns when the block's published copies are on NVMe, as far as they can be.
+  Status Persist(const meta::BlockId& id) KVC_EXCLUDES(mutex_);
+  // Whether a copy lies there.
+  bool Has(const iouring::EntryMeta& meta, const iouring::SegmentPlace& place) KVC_EXCLUDES(mutex_);
 
   // CopyStore
   void Mark(const meta::BlockId& id, uint64_t generation, uint64_t version) override;
@@ -115,6 +151,9 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
     bool hurried = false;         // to the front of due_
     bool fetching = false;        // from NVMe
     bool releasing = false;       // the cluster was asked
+    bool lent = false;            // the mount is still publishing the slot
+    uint32_t pins = 0;            // of the mount, which has the slot open
+    uint32_t old_pins = 0;        // of an earlier process; some may have been closed unheard
     std::list<CopyKey>::iterator age;
   };
   using Copies = std::map<CopyKey, Copy>;
@@ -132,13 +171,25 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
       KVC_REQUIRES(mutex_);
   Copies::iterator Insert(const CopyKey& key, Copy copy) KVC_REQUIRES(mutex_);
   void Erase(Copies::iterator copy) KVC_REQUIRES(mutex_);
+  // At once, or with the mount's last pin.
   void FreeSlot(Copy& copy) KVC_REQUIRES(mutex_);
   // Peers may read its slot one-sided from some time on, if it has one and is published.
   void Expose(const CopyKey& key, const Copy& copy) KVC_REQUIRES(mutex_);
+  void CloseBackingOf(iouring::SlotId slot) KVC_REQUIRES(mutex_);
+  // The mount's applications have it open or mapped.
+  bool IsOpen(Copy& copy) KVC_REQUIRES(mutex_);
+  static void SettleSlot(iouring::SlotRecord& slot);
+  // Takes up a slot that an earlier process has left.
+  void RecoverSlot(const meta::CopyRecord& record, Copy& copy) KVC_REQUIRES(mutex_);
+  void RecoverOtherSlots() KVC_REQUIRES(mutex_);
   void Touch(Copy& copy) KVC_REQUIRES(mutex_);
   bool Map(Copy& copy) KVC_REQUIRES(mutex_);
   meta::PinnedCopy Pin(Copy& copy) KVC_REQUIRES(mutex_);
   Result<meta::PinnedCopy> OpenOrFetch(const CopyKey& key, bool may_wait) KVC_EXCLUDES(mutex_);
+  // The bytes are in the copy's slot when this returns null; else in that memory, there was no
+  // room.
+  Result<std::shared_ptr<Mapping>> BringIn(const CopyKey& key, bool may_wait, MutexLock& lock)
+      KVC_REQUIRES(mutex_);
   // Brings the bytes into a slot, or where there is none into memory of its own: then that is
   // returned. The copy may be gone when this returns.
   Result<std::shared_ptr<Mapping>> Fetch(const CopyKey& key, MutexLock& lock) KVC_REQUIRES(mutex_);
@@ -173,6 +224,8 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
   Copies copies_ KVC_GUARDED_BY(mutex_);
   std::list<CopyKey> ages_ KVC_GUARDED_BY(mutex_);  // coldest first
   std::unordered_map<iouring::SlotId, CopyKey> slots_ KVC_GUARDED_BY(mutex_);
+  // Slots of copies that are gone, until their last pin.
+  std::unordered_map<iouring::SlotId, uint32_t> doomed_ KVC_GUARDED_BY(mutex_);
   uint64_t used_bytes_ KVC_GUARDED_BY(mutex_) = 0;
   uint64_t dirty_bytes_ KVC_GUARDED_BY(mutex_) = 0;  // published and without a place
   uint64_t releasing_bytes_ KVC_GUARDED_BY(mutex_) = 0;

@@ -255,7 +255,10 @@ bool CopyHolder::TryEvict(SlotId slot) {
     key = found->second;
     Copy& copy = copies_.at(key);
     if (copy.mapping != nullptr && copy.mapping.use_count() > 1) return false;  // being read
+    if (copy.pins > 0) return false;
     if (copy.place.valid()) {
+      if (IsOpen(copy)) return false;
+      copy.old_pins = 0;
       FreeSlot(copy);
       CopyMetrics::Get().evicted_dram.Add();
       return true;
@@ -361,6 +364,7 @@ void CopyHolder::DeleteRecord(const CopyKey& key) {
 
 Status CopyHolder::FlushRecords(bool sync) {
   const MutexLock writing(records_write_mutex_);
+  uint64_t applied = 0;
   // What an earlier try could not write comes first: the order of records is their meaning.
   for (const bool retry : {true, false}) {
     if (unwritten_.empty() == retry) continue;
@@ -368,7 +372,10 @@ Status CopyHolder::FlushRecords(bool sync) {
       const MutexLock lock(records_mutex_);
       if (records_.empty()) break;
       std::swap(unwritten_, records_);
-      unwritten_.Put(meta::AppliedSequenceKey(), meta::EncodeCounter(records_sequence_));
+      applied = records_sequence_;
+      if (!options_.beside_mount) {
+        unwritten_.Put(meta::AppliedSequenceKey(), meta::EncodeCounter(records_sequence_));
+      }
     }
     Status written = parts_.meta->Write(unwritten_, false);
     if (!written.ok()) {
@@ -381,6 +388,7 @@ Status CopyHolder::FlushRecords(bool sync) {
     }
     records_failing_ = false;
   }
+  if (applied != 0 && options_.applied) options_.applied(applied);
   return sync ? parts_.meta->Sync() : Status{};
 }
 

@@ -89,6 +89,11 @@ void ExposedSlots::Add(SlotId slot, const meta::SlotHeader& header) {
   changed_.notify_all();
 }
 
+bool ExposedSlots::Has(SlotId slot) {
+  const MutexLock lock(mutex_);
+  return exposed_.contains(slot);
+}
+
 void ExposedSlots::Remove(SlotId slot) {
   const MutexLock lock(mutex_);
   const auto found = exposed_.find(slot);

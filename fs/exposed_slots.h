@@ -47,6 +47,8 @@ class ExposedSlots {
   // Before the slot is freed. One that was not added: nothing.
   void Remove(iouring::SlotId slot) KVC_EXCLUDES(mutex_);
 
+  bool Has(iouring::SlotId slot) KVC_EXCLUDES(mutex_);
+
   meta::SlotTable table() KVC_EXCLUDES(mutex_);
 
   struct Counts {

@@ -66,6 +66,9 @@ struct AttrReply {
   double timeout_s = 0;
 };
 
+// Where the bytes of a block are, as seen from this host.
+enum class Tier : uint8_t { kNone = 0, kDram = 1, kNvme = 2, kPeer = 3 };
+
 // How the kernel is to treat an open file. An inode in passthrough mode is so until its last
 // release; kDirect goes beside either.
 enum class OpenMode : uint8_t { kPassthrough, kCached, kDirect };

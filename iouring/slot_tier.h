@@ -39,7 +39,8 @@ inline constexpr uint32_t kSlotFsynced = 2;  // pending: fsync was asked for
 inline constexpr uint32_t kSlotDoomed = 4;   // pending: never publish (writer died, too long)
 inline constexpr uint32_t kSlotFlushed = 8;  // pending: a close() has been seen
 inline constexpr uint32_t kSlotWriting =
-    16;  // file: a writer has it open, content is not published
+    16;                                    // file: a writer has it open, content is not published
+inline constexpr uint32_t kSlotCopy = 32;  // block: a copy that this host holds for its cluster
 
 // One slot's state, in memory that outlives the daemon. `state` is written last when a slot is
 // taken into use and first when it is given up. What is atomic may be looked at without the owner's

@@ -122,7 +122,12 @@ Status Membership::Start(std::optional<ClusterNode> self, Calls calls) {
       std::this_thread::sleep_for(Millis(200));
       registered = Register();
     }
-    KVC_TRY(registered);
+    // Where etcd does not answer, the renewal goes on trying.
+    if (registered.code() == Code::kUnavailable) {
+      NoteEtcd(registered);
+    } else {
+      KVC_TRY(registered);
+    }
     renewal_ = std::thread([this] { RunRenewal(); });
   }
   watch_ = std::thread([this] { RunWatch(); });

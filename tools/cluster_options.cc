@@ -26,17 +26,23 @@ void AddClusterFlags(SettingFlags& flags, CLI::App* verb, ClusterUse use) {
   static constexpr SettingFlag kOfNodes[] = {
       {"--name", "cluster.name", "This node's name (default: the certificate's, or the host's)"},
       {"--listen", "cluster.listen",
-       "Where peers reach this node (default 127.0.0.1:7470); with TLS, any address"},
+       "Where peers reach this node (default 127.0.0.1:7470, of a mount 127.0.0.1 and any port); "
+       "with TLS, any address"},
       {"--advertise", "cluster.advertise", "The address by which peers know it, if another"},
       {"--transport", "cluster.transport",
        "verbs, tcp or auto (default: verbs where there is RDMA)"},
   };
-  static constexpr SettingFlag kOfServers[] = {
+  static constexpr SettingFlag kRolesOfServer[] = {
       {"--roles", "cluster.roles", "meta, blocks or meta,blocks (default both)"},
+  };
+  static constexpr SettingFlag kRolesOfMount[] = {
+      {"--roles", "cluster.roles",
+       "meta, blocks or meta,blocks (default blocks: its tiers hold blocks for the cluster)"},
   };
   flags.Add(verb, kAll);
   if (use != ClusterUse::kAsk) flags.Add(verb, kOfNodes);
-  if (use == ClusterUse::kServe) flags.Add(verb, kOfServers);
+  if (use == ClusterUse::kServe) flags.Add(verb, kRolesOfServer);
+  if (use == ClusterUse::kMount) flags.Add(verb, kRolesOfMount);
 }
 
 namespace {
@@ -58,8 +64,23 @@ Result<uint8_t> ParseRoles(std::string_view text) {
       return Wrong("roles", fmt::format("'{}' is not meta, blocks or meta,blocks", text));
     }
   }
-  if (roles == 0) return Wrong("roles", "a server wants at least one of meta, blocks");
+  if (roles == 0) return Wrong("roles", "a node wants at least one of meta, blocks");
   return roles;
+}
+
+Result<uint8_t> RolesFor(const ClusterSettings& settings, ClusterUse use) {
+  const bool by_default = settings.roles.empty();
+  switch (use) {
+    case ClusterUse::kServe:
+      return ParseRoles(by_default ? "meta,blocks" : settings.roles);
+    case ClusterUse::kMount:
+      if (!settings.client_only) return ParseRoles(by_default ? "blocks" : settings.roles);
+      if (!by_default) return Wrong("client_only", "who is only a client has no cluster.roles");
+      break;
+    case ClusterUse::kAsk:
+      break;
+  }
+  return uint8_t{0};
 }
 
 Result<TransportChoice> ParseTransport(std::string_view text) {
@@ -91,6 +112,23 @@ Result<std::unique_ptr<rdma::Transport>> MakeTransport(TransportChoice choice,
   return rdma::MakeTcpTransport(options);
 }
 
+// That a node with these roles may listen there, and that others can find it there.
+Status CheckListening(const ClusterOptions& options) {
+  if (options.roles == 0) return {};
+  if (!options.listen.IsLoopback() && !options.tls.given()) {
+    return Wrong("listen", fmt::format("{} is not a loopback address, which wants --tls-cert, "
+                                       "--tls-key and --tls-ca (tools/dev-certs.sh makes some)",
+                                       options.listen.ToString()));
+  }
+  const std::string& host = options.listen.host;
+  if ((host == "0.0.0.0" || host == "::") && options.advertise.empty()) {
+    return Wrong("listen", fmt::format("{} is every address; say by which one peers know this "
+                                       "node: --advertise HOST:PORT",
+                                       options.listen.ToString()));
+  }
+  return {};
+}
+
 std::string HostName() {
   std::array<char, 256> name{};
   if (::gethostname(name.data(), name.size() - 1) != 0 || name[0] == 0) return "kvcfs";
@@ -118,6 +156,7 @@ Result<ClusterOptions> ParseClusterOptions(const ClusterSettings& settings, Clus
   options.id = settings.id;
   KVC_TRY_ASSIGN(options.transport, ParseTransport(settings.transport));
   KVC_TRY_ASSIGN(options.one_sided, ParseOneSided(settings.one_sided));
+  KVC_TRY_ASSIGN(options.roles, RolesFor(settings, use));
   options.tls = {settings.tls_cert, settings.tls_key, settings.tls_ca};
   const bool any_tls =
       !settings.tls_cert.empty() || !settings.tls_key.empty() || !settings.tls_ca.empty();
@@ -134,9 +173,13 @@ Result<ClusterOptions> ParseClusterOptions(const ClusterSettings& settings, Clus
       return Wrong(
           "name", fmt::format("'{}', but the certificate says '{}'", options.name, identity->name));
     }
-    if (use == ClusterUse::kServe && !identity->is_node) {
+    if (options.roles != 0 && !identity->is_node) {
       return Wrong("tls_cert",
-                   fmt::format("{} is a client's; a server wants a node's", settings.tls_cert));
+                   fmt::format("{} is a client's; {}", settings.tls_cert,
+                               use == ClusterUse::kServe
+                                   ? "a server wants a node's"
+                                   : "a mount that holds blocks for the cluster wants a node's, "
+                                     "another --client-only"));
     }
     if (settings.etcd_tls) {
       options.etcd.certificate = settings.tls_cert;
@@ -148,7 +191,8 @@ Result<ClusterOptions> ParseClusterOptions(const ClusterSettings& settings, Clus
   if (!IsNodeName(options.name)) {
     return Wrong("name", fmt::format("'{}' is no name for a node", options.name));
   }
-  const auto listen = rdma::Address::Parse(settings.listen);
+  const char* const any = use == ClusterUse::kServe ? "127.0.0.1:7470" : "127.0.0.1:0";
+  const auto listen = rdma::Address::Parse(settings.listen.empty() ? any : settings.listen);
   if (!listen.ok()) return Wrong("listen", listen.error().text);
   options.listen = *listen;
   if (!settings.advertise.empty()) {
@@ -156,27 +200,8 @@ Result<ClusterOptions> ParseClusterOptions(const ClusterSettings& settings, Clus
     if (!advertise.ok()) return Wrong("advertise", advertise.error().text);
   }
   options.advertise = settings.advertise;
-  if (use == ClusterUse::kServe) {
-    KVC_TRY_ASSIGN(options.roles, ParseRoles(settings.roles));
-    KVC_TRY(CheckListening(options));
-  }
+  KVC_TRY(CheckListening(options));
   return options;
-}
-
-Status CheckListening(const ClusterOptions& options) {
-  if (options.roles == 0) return {};
-  if (!options.listen.IsLoopback() && !options.tls.given()) {
-    return Wrong("listen", fmt::format("{} is not a loopback address, which wants --tls-cert, "
-                                       "--tls-key and --tls-ca (tools/dev-certs.sh makes some)",
-                                       options.listen.ToString()));
-  }
-  const std::string& host = options.listen.host;
-  if ((host == "0.0.0.0" || host == "::") && options.advertise.empty()) {
-    return Wrong("listen", fmt::format("{} is every address; say by which one peers know this "
-                                       "node: --advertise HOST:PORT",
-                                       options.listen.ToString()));
-  }
-  return {};
 }
 
 meta::NodeId NodeIdOf(const iouring::Uuid& uuid) {
@@ -219,6 +244,7 @@ Result<std::unique_ptr<meta::ClusterRuntime>> MakeRuntime(const ClusterOptions& 
   runtime.one_sided = options.one_sided;
   // Where all nodes of the view are gone for good, another may begin only after a while.
   if (options.roles != 0) runtime.start_timeout = runtime.takeover + std::chrono::seconds(15);
+  if (options.start_timeout.count() > 0) runtime.start_timeout = options.start_timeout;
   return std::make_unique<meta::ClusterRuntime>(runtime, std::move(made), clock);
 }
 

@@ -5,6 +5,7 @@
 // rdma::MakeTcpTransport and, if verbs are insisted on, rdma::MakeVerbsTransport.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -19,7 +20,7 @@ namespace kvcfs::tools {
 
 enum class ClusterUse {
   kServe,  // a node: name, listen and roles count
-  kMount,  // a client; it may hold blocks, too: then roles are set and it listens
+  kMount,  // a client, and a node unless it is that only
   kAsk,    // a client for a moment
 };
 
@@ -38,14 +39,12 @@ struct ClusterOptions {
   uint8_t roles = 0;  // of meta::Role
   rdma::Address listen;
   std::string advertise;
+  std::chrono::milliseconds start_timeout{0};  // 0: as long as such a one needs
 };
 
-// `roles`: for kServe those of the settings; else 0, and the caller may give it kRoleBlocks before
-// CheckListening.
+// `roles`: those of the settings; by default all of them for kServe, blocks for kMount, and none
+// where it is only a client.
 Result<ClusterOptions> ParseClusterOptions(const ClusterSettings& settings, ClusterUse use);
-// That a node with these roles may listen there, and that others can find it there.
-Status CheckListening(const ClusterOptions& options);
-
 // A node is who its data directory says.
 meta::NodeId NodeIdOf(const iouring::Uuid& uuid);
 meta::NodeId RandomNodeId();

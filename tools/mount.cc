@@ -45,7 +45,7 @@ void AddMountVerb(CLI::App& app, int& exit_code) {
   options->settings.AddConfig(verb, "fs.lease=30s");
   AddClusterFlags(options->settings, verb, ClusterUse::kMount);
   verb->add_flag("--client-only", options->client_only,
-                 "Its tiers are its own cache and do not join the cluster's (as yet, none do)");
+                 "Be no node of the cluster: the tiers are a cache of this host's own");
   verb->add_flag("--daemon", options->daemon, "Return when the mount answers");
   verb->footer(
       "Stays in the foreground; ^C, SIGTERM, `kvcfs unmount` and `umount` end it and write back "
@@ -54,7 +54,11 @@ void AddMountVerb(CLI::App& app, int& exit_code) {
       "flags; MNT/.kvcfs/config.toml shows what came of it.\n\n"
       "Example: 8 GiB of DRAM, 200 GiB of NVMe, in the background\n"
       "  kvcfs mount /mnt/kvc --data /nvme/kvcfs --dram 8GiB --nvme 200GiB --daemon\n"
-      "Example: the namespaces and blocks of a cluster, cached here\n"
+      "With --cluster, what is written here stays here and is read by all; so this is a node, and\n"
+      "wants a --name of its own with TLS. After an unmount, what has one copy only is back with "
+      "the\n"
+      "next mount of the same --data.\n"
+      "Example: a host of a cluster that has metadata nodes elsewhere (else: --roles meta,blocks)\n"
       "  kvcfs mount /mnt/kvc --cluster etcd://10.0.0.1:2379,10.0.0.2:2379 --dram 8GiB --daemon");
   verb->callback([options, &exit_code] { exit_code = Mount(*options); });
 }

@@ -1,25 +1,44 @@
 #include "tools/mount_cluster.h"
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
 #include "tools/cluster_options.h"
 
 namespace kvcfs::tools {
+namespace {
 
-Result<std::unique_ptr<MountCluster>> MountCluster::Join(const ClusterSettings& settings,
+constexpr std::chrono::seconds kResumeLimit{8};
+
+}  // namespace
+
+Result<std::unique_ptr<MountCluster>> MountCluster::Make(const ClusterSettings& settings,
+                                                         const iouring::Uuid& node,
                                                          const Clock* clock, bool resumed) {
-  KVC_TRY_ASSIGN(const ClusterOptions options, ParseClusterOptions(settings, ClusterUse::kMount));
-  std::unique_ptr<MountCluster> self(new MountCluster);
-  // Another one each time: servers never take it for the client that it was before.
-  KVC_TRY_ASSIGN(self->runtime_, MakeRuntime(options, RandomNodeId(), clock));
-  const Status joined = self->runtime_->Start(nullptr);
-  if (!joined.ok()) {
-    if (!resumed) return joined.error();
-    KVC_LOG(Error, "the cluster does not answer; all that is asked of it is a miss", "error={}",
-            LogValue(joined.error().text));
+  KVC_TRY_ASSIGN(ClusterOptions options, ParseClusterOptions(settings, ClusterUse::kMount));
+  std::unique_ptr<MountCluster> self(new MountCluster(resumed));
+  // A client is another one each time: servers never take it for the one that it was before.
+  meta::NodeId id = RandomNodeId();
+  if (options.roles != 0) {
+    id = NodeIdOf(node);
+    // A host may have several mounts, and a server.
+    if (settings.name.empty() && !options.tls.given()) {
+      options.name += fmt::format("-{:08x}", static_cast<uint32_t>(id.high >> 32));
+    }
+    // Calls wait meanwhile.
+    if (resumed) options.start_timeout = kResumeLimit;
   }
+  KVC_TRY_ASSIGN(self->runtime_, MakeRuntime(options, id, clock));
   return self;
+}
+
+Status MountCluster::Join(meta::CopyStore* copies) {
+  const Status joined = runtime_->Start(copies);
+  if (joined.ok() || !resumed_) return joined;
+  KVC_LOG(Error, "the cluster does not answer; all that is asked of it is a miss", "error={}",
+          LogValue(joined.error().text));
+  return {};
 }
 
 void MountCluster::Leave() {

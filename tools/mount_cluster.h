@@ -1,10 +1,9 @@
-// A mount's part in a cluster: a client, whose tiers are a cache of its own.
+// A mount's part in a cluster: a client, and unless it is that only, a node, too.
 //
-// Where a mount's tiers shall join the pool (--dram, --nvme without --client-only), a
-// fs::CopyHolder over them goes here: made before Join, its runtime gets kRoleBlocks, and it is
-// stopped by Leave. Until then, both are the same. Threads: any. Fails: Join, where the settings
-// are wrong or nobody answers in time; not for a daemon that takes over from one that died, which
-// goes on with misses until somebody answers.
+// Order: Make, give cluster() to who asks it, Join once what is on disk can be served, Leave while
+// the CopyStore still lives. Threads: any. Fails: Make, where the settings are wrong; Join, where
+// nobody answers in time; not for a daemon that takes over from one that died, which goes on with
+// misses until somebody answers.
 #pragma once
 
 #include <memory>
@@ -13,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/result.h"
+#include "iouring/segment_store.h"
 #include "meta/cluster_runtime.h"
 #include "tools/node_config.h"
 
@@ -20,16 +20,24 @@ namespace kvcfs::tools {
 
 class MountCluster {
  public:
-  static Result<std::unique_ptr<MountCluster>> Join(const ClusterSettings& settings,
-                                                    const Clock* clock, bool resumed);
+  // `node`: of the data directory.
+  static Result<std::unique_ptr<MountCluster>> Make(const ClusterSettings& settings,
+                                                    const iouring::Uuid& node, const Clock* clock,
+                                                    bool resumed);
   ~MountCluster() { Leave(); }
 
   meta::Cluster* cluster() { return runtime_.get(); }
+  // Of the blocks here, some are the cluster's.
+  bool holds_blocks() const { return runtime_->holds_blocks(); }
+
+  // `copies`: where it holds blocks.
+  Status Join(meta::CopyStore* copies);
   // Whoever waits for an answer gets none.
   void Leave();
 
  private:
-  MountCluster() = default;
+  explicit MountCluster(bool resumed) : resumed_(resumed) {}
+  const bool resumed_;
   std::unique_ptr<meta::ClusterRuntime> runtime_;
 };
 

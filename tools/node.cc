@@ -1,5 +1,7 @@
 #include "tools/node.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
@@ -17,6 +19,7 @@
 #include "base/metrics.h"
 #include "fs/block_store.h"
 #include "fs/cluster_spaces.h"
+#include "fs/copy_holder.h"
 #include "fs/file_tree.h"
 #include "fs/filesystem.h"
 #include "fs/namespace_table.h"
@@ -47,36 +50,54 @@ bool IsFileEntry(EntryKind kind) {
   return kind == EntryKind::kFile || kind == EntryKind::kFileTombstone;
 }
 
-// Entries of the segments belong to the blocks or to the ordinary files.
+// Entries of the segments belong to the blocks, to the ordinary files, or to the copies that are
+// held for a cluster (null: there are none).
 class EntryDispatch final : public iouring::EntryOwner {
+  template <typename Do>
+  auto OwnerOf(const EntryMeta& meta, const SegmentPlace& place, const Do& act) {
+    if (IsFileEntry(meta.kind)) return act(files_);
+    if (copies_ != nullptr && copies_->Has(meta, place)) return act(*copies_);
+    return act(blocks_);
+  }
+
  public:
-  EntryDispatch(BlockStore& blocks, FileTree& files) : blocks_(blocks), files_(files) {}
+  EntryDispatch(BlockStore& blocks, FileTree& files, fs::CopyHolder* copies)
+      : blocks_(blocks), files_(files), copies_(copies) {}
 
   iouring::Fate Judge(const EntryMeta& meta, const SegmentPlace& place) override {
-    return IsFileEntry(meta.kind) ? files_.Judge(meta, place) : blocks_.Judge(meta, place);
+    return OwnerOf(meta, place, [&](auto& owner) { return owner.Judge(meta, place); });
   }
   void Moved(const EntryMeta& meta, const SegmentPlace& before, const SegmentPlace& now) override {
-    IsFileEntry(meta.kind) ? files_.Moved(meta, before, now) : blocks_.Moved(meta, before, now);
+    OwnerOf(meta, before, [&](auto& owner) { owner.Moved(meta, before, now); });
   }
   void Lost(const EntryMeta& meta, const SegmentPlace& place) override {
-    IsFileEntry(meta.kind) ? files_.Lost(meta, place) : blocks_.Lost(meta, place);
+    OwnerOf(meta, place, [&](auto& owner) { owner.Lost(meta, place); });
   }
   void Shed(uint64_t bytes) override {
     // Each kind gives in proportion to what it holds; blocks first, their leaves are exact LRU.
     const uint64_t file_bytes = files_.Stats().content_bytes;
-    const uint64_t block_bytes = blocks_.LiveBytes();
-    const uint64_t all = file_bytes + block_bytes;
+    const uint64_t copy_bytes = copies_ != nullptr ? copies_->Count().bytes : 0;
+    const uint64_t all = file_bytes + blocks_.LiveBytes() + copy_bytes;
     const double file_share =
         all == 0 ? 0 : static_cast<double>(file_bytes) / static_cast<double>(all);
     const auto from_files = static_cast<uint64_t>(file_share * static_cast<double>(bytes));
-    const uint64_t freed = blocks_.Shed(bytes - from_files);
-    files_.Shed(from_files + (freed < bytes - from_files ? bytes - from_files - freed : 0),
-                std::chrono::seconds(0));
+    const uint64_t from_blocks = bytes - from_files;
+    // What others have goes before what the cluster must be asked for.
+    uint64_t missing = from_blocks - std::min(from_blocks, blocks_.Shed(from_blocks));
+    if (copy_bytes > 0 && missing > 0) {
+      copies_->Shed(missing);
+      missing = 0;
+    }
+    files_.Shed(from_files + missing, std::chrono::seconds(0));
+  }
+  void PersistMoves() override {
+    if (copies_ != nullptr) copies_->PersistMoves();
   }
 
  private:
   BlockStore& blocks_;
   FileTree& files_;
+  fs::CopyHolder* const copies_;
 };
 
 void MakeDirectory(const std::string& path) {
@@ -120,6 +141,21 @@ class SignalThread {
   std::atomic<bool> over_{false};
   std::thread thread_;
 };
+
+// What leaves the cluster with this mount.
+void SayWhatStays(fs::CopyHolder& copies, const NodeOptions& options) {
+  const fs::CopyHolder::Counts here = copies.Count();
+  if (here.copies == 0) return;
+  KVC_LOG(Info,
+          "copies stay on this host until its next mount with the same data directory; until then "
+          "blocks of one copy are misses to others",
+          "copies={} bytes={} of_one={} data={}", here.copies, here.bytes, copies.CountSingle(),
+          LogValue(options.data));
+  if (here.dirty_bytes > 0) {
+    KVC_LOG(Warn, "of those, some are in DRAM only and go with it, if no other host has them",
+            "bytes={}", here.dirty_bytes);
+  }
+}
 
 // What the segments hold beyond what the meta store knows.
 struct NewerEntries {
@@ -245,11 +281,37 @@ int RunNode(const NodeOptions& options) {
 
   std::unique_ptr<MountCluster> joined;
   if (!config.cluster.etcd.empty()) {
-    auto joining = MountCluster::Join(config.cluster, &clock, options.resumed);
-    if (!joining.ok()) return fail("cluster", joining.error());
-    joined = std::move(*joining);
+    auto made = MountCluster::Make(config.cluster, *uuid, &clock, options.resumed);
+    if (!made.ok()) return fail("cluster", made.error());
+    joined = std::move(*made);
   }
   meta::Cluster* const cluster = joined != nullptr ? joined->cluster() : nullptr;
+  std::atomic<BlockStore*> block_store{nullptr};
+  std::unique_ptr<fs::CopyHolder> copies;
+  if (joined != nullptr && joined->holds_blocks()) {
+    fs::CopyHolderOptions holder;
+    holder.writeback_delay = config.fs.writeback_delay;
+    holder.wants_durable = [cluster](const meta::SpaceId& id) {
+      return fs::WantsDurable(*cluster, id);
+    };
+    holder.beside_mount = true;
+    holder.resumed = options.resumed;
+    holder.applied = [&](uint64_t sequence) {
+      if (BlockStore* const known = block_store.load()) known->NoteOthersApplied(sequence);
+    };
+    auto opened = fs::CopyHolder::Open(holder, {.meta = store->get(),
+                                                .slots = slots->get(),
+                                                .resident = &resident,
+                                                .segments = segments.get(),
+                                                .clock = &clock,
+                                                .backing = session->get()});
+    if (!opened.ok()) return fail("copies", opened.error());
+    copies = std::move(*opened);
+    copies->Join(cluster);
+    std::erase_if(newer.blocks, [&](const fs::RecoveredEntry& entry) {
+      return copies->Has(entry.meta, entry.place);
+    });
+  }
 
   fs::BlockStoreOptions block_options;
   block_options.lease = config.fs.lease;
@@ -259,9 +321,9 @@ int RunNode(const NodeOptions& options) {
   block_options.prefetch_blocks = static_cast<uint32_t>(config.fs.prefetch_blocks);
   block_options.resumed = options.resumed;
   if (cluster != nullptr) {
-    // Publishing goes to other nodes; and every copy here may go at once.
+    // Publishing goes to other nodes. What is a cache may go at once, a copy not.
     block_options.publish_wait = std::chrono::seconds(6);
-    block_options.room_wait = std::chrono::seconds(1);
+    if (copies == nullptr) block_options.room_wait = std::chrono::seconds(1);
   }
   BlockStore blocks(block_options, {.namespaces = &namespaces,
                                     .meta = store->get(),
@@ -271,16 +333,41 @@ int RunNode(const NodeOptions& options) {
                                     .backing = session->get(),
                                     .notifier = session->get(),
                                     .clock = &clock,
-                                    .cluster = cluster});
+                                    .cluster = cluster,
+                                    .copies = copies.get()});
   if (const Status recovered = blocks.Recover(newer.blocks); !recovered.ok()) {
     return fail("blocks", recovered.error());
   }
-  EntryDispatch dispatch(blocks, **files);
+  block_store = &blocks;
+  EntryDispatch dispatch(blocks, **files, copies.get());
   if (segments != nullptr) segments->Start(&dispatch);
   resident.Start();
   blocks.Start();
+  if (copies != nullptr) copies->Start();
+  // In this order: who is asked may ask those behind it.
+  const auto stop = [&] {
+    Metrics::Get().ClearReaders();
+    resident.Stop();
+    if (joined != nullptr) joined->Leave();
+    if (copies != nullptr) {
+      // What came until the cluster was left.
+      if (const Status kept = copies->WriteBackAll(); !kept.ok()) {
+        KVC_LOG(Error, "not everything was written back", "error={}", LogValue(kept.error().text));
+      }
+      copies->Stop();
+      block_store = nullptr;
+    }
+    blocks.Stop();
+    if (segments != nullptr) segments->Stop();  // it asks blocks and files until here
+    files->reset();
+    segments.reset();
+  };
   std::optional<fs::ClusterSpaces> spaces;
   if (cluster != nullptr) {
+    if (const Status in = joined->Join(copies.get()); !in.ok()) {
+      stop();
+      return fail("cluster", in.error());
+    }
     spaces.emplace(fs::ClusterSpaces::Parts{.cluster = cluster,
                                             .namespaces = &namespaces,
                                             .blocks = &blocks,
@@ -297,7 +384,8 @@ int RunNode(const NodeOptions& options) {
                    .slots = slots->get(),
                    .resident = &resident,
                    .segments = segments.get(),
-                   .cluster = cluster});
+                   .cluster = cluster,
+                   .copies = copies.get()});
   stats.RegisterMetrics();
   fs::FilesystemOptions fs_options;
   // Where a drop cannot be told to the kernel at once, it may not cache names at all.
@@ -334,19 +422,15 @@ int RunNode(const NodeOptions& options) {
   KVC_LOG(Info, "unmounted; writing back what is dirty", "dirty_bytes={}",
           blocks.Stats().dirty_bytes);
   const Status blocks_kept = blocks.WriteBackAll();
+  const Status copies_kept = copies != nullptr ? copies->WriteBackAll() : Status();
   const Status files_kept = (*files)->WriteBackAll();
-  Metrics::Get().ClearReaders();
-  resident.Stop();
-  if (joined != nullptr) joined->Leave();
-  blocks.Stop();
-  for (const Status* kept : {&blocks_kept, &files_kept}) {
+  for (const Status* kept : {&blocks_kept, &copies_kept, &files_kept}) {
     if (!kept->ok()) {
       KVC_LOG(Error, "not everything was written back", "error={}", LogValue(kept->error().text));
     }
   }
-  if (segments != nullptr) segments->Stop();  // it asks blocks and files until here
-  files->reset();
-  segments.reset();
+  if (copies != nullptr) SayWhatStays(*copies, options);
+  stop();
   KVC_LOG(Info, "stopped", "mount={}", LogValue(options.mountpoint));
   return 0;
 }

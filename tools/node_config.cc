@@ -112,11 +112,13 @@ void BindCluster(ConfigSchema& schema, ClusterSettings& cluster) {
                 "What this node is called; with TLS, as in its certificate. Empty: so, or as the "
                 "host.");
   schema.String("listen", &cluster.listen,
-                "Where peers reach this node. Other than loopback addresses want TLS.");
+                "Where peers reach this node. Other than loopback addresses want TLS. Empty: "
+                "127.0.0.1:7470, of a mount 127.0.0.1 and any port.");
   schema.String("advertise", &cluster.advertise,
                 "The address by which peers know it, if it is another than that.");
   schema.String("roles", &cluster.roles,
-                "What a server does: meta (owns shards of the index), blocks (holds bytes).");
+                "What a node does: meta (owns shards of the index), blocks (holds bytes). Empty: "
+                "meta,blocks, of a mount blocks.");
   schema.String("transport", &cluster.transport,
                 "verbs (RDMA), tcp, or auto: verbs where this host has a device, else tcp. Peers "
                 "that no device reaches are always spoken to by TCP.");
@@ -129,7 +131,7 @@ void BindCluster(ConfigSchema& schema, ClusterSettings& cluster) {
   schema.String("tls_ca", &cluster.tls_ca, "The authority of all certificates.");
   schema.Bool("etcd_tls", &cluster.etcd_tls, "With TLS, etcd is spoken to by TLS, too.");
   schema.Bool("client_only", &cluster.client_only,
-              "A mount whose tiers do not join the cluster's. As yet, none do.");
+              "A mount that is no node: its tiers are a cache of its own.");
 }
 
 void BindTest(ConfigSchema& schema, TestSettings& test) {

@@ -60,9 +60,9 @@ struct ClusterSettings {
   std::string etcd;  // empty: no cluster
   std::string id = "kvcfs";
   std::string name;
-  std::string listen = "127.0.0.1:7470";
+  std::string listen;
   std::string advertise;
-  std::string roles = "meta,blocks";
+  std::string roles;
   std::string transport = "auto";
   std::string one_sided = "auto";
   std::string tls_cert, tls_key, tls_ca;

@@ -13,6 +13,8 @@ namespace kvcfs::tools {
 std::string NodeStats::Json() const {
   const fs::BlockStoreStats blocks = parts_.blocks->Stats();
   const fs::FileTreeStats files = parts_.files->Stats();
+  const fs::CopyHolder::Counts copies =
+      parts_.copies != nullptr ? parts_.copies->Count() : fs::CopyHolder::Counts();
   nlohmann::ordered_json json;
   json["version"] = kVersion;
   json["pid"] = ::getpid();
@@ -27,7 +29,7 @@ std::string NodeStats::Json() const {
                   {"pushed_invalidation", parts_.session->epoch_supported()}};
   json["tiers"]["dram"] = {{"capacity_bytes", parts_.slots->capacity_bytes()},
                            {"used_bytes", parts_.slots->used_bytes()},
-                           {"resident_blocks", blocks.resident_blocks},
+                           {"resident_blocks", blocks.resident_blocks + copies.resident},
                            {"evicted_slots", parts_.resident->evicted_slots()}};
   if (parts_.segments != nullptr) {
     const iouring::SegmentStats nvme = parts_.segments->Stats();
@@ -37,7 +39,7 @@ std::string NodeStats::Json() const {
         {"segments_retired", nvme.segments_retired}, {"queue_bytes", nvme.queue_bytes},
         {"corrupt_entries", nvme.corrupt_entries},   {"io_errors", nvme.io_errors}};
   }
-  json["dirty_bytes"] = blocks.dirty_bytes + files.dirty_bytes;
+  json["dirty_bytes"] = blocks.dirty_bytes + files.dirty_bytes + copies.dirty_bytes;
   json["blocks"] = {{"cached", blocks.blocks},
                     {"leaves", blocks.leaves},
                     {"being_written", blocks.pending},
@@ -69,8 +71,10 @@ void NodeStats::RegisterMetrics() const {
   const NodeStatsParts parts = parts_;
   const auto count = [](uint64_t value) { return static_cast<double>(value); };
   RegisterTierMetrics(parts.slots, parts.segments);
+  if (parts.cluster != nullptr) RegisterClusterMetrics(parts.cluster);
   all.AddGauge("kvcfs_fs_dirty_bytes", "Bytes not yet on NVMe.", {}, [=] {
-    return count(parts.blocks->Stats().dirty_bytes + parts.files->Stats().dirty_bytes);
+    return count(parts.blocks->Stats().dirty_bytes + parts.files->Stats().dirty_bytes +
+                 (parts.copies != nullptr ? parts.copies->Count().dirty_bytes : 0));
   });
   all.AddGauge("kvcfs_meta_blocks", "Cached blocks.", {},
                [=] { return count(parts.blocks->Stats().blocks); });

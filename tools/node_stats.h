@@ -5,6 +5,7 @@
 #include <string>
 
 #include "fs/block_store.h"
+#include "fs/copy_holder.h"
 #include "fs/file_tree.h"
 #include "fs/fuse_session.h"
 #include "fs/namespace_table.h"
@@ -26,6 +27,7 @@ struct NodeStatsParts {
   fs::ResidentSet* resident = nullptr;
   iouring::SegmentStore* segments = nullptr;  // null: no NVMe tier
   meta::Cluster* cluster = nullptr;           // null: alone
+  fs::CopyHolder* copies = nullptr;           // null: this host holds none for a cluster
 };
 
 class NodeStats {

@@ -43,15 +43,6 @@ std::string RolesOf(uint8_t roles) {
   return meta && blocks ? "meta,blocks" : meta ? "meta" : "blocks";
 }
 
-// What of a namespace's settings a holder must know.
-bool WantsDurable(meta::Cluster& cluster, const meta::SpaceId& id) {
-  const auto space = cluster.GetSpace(id);
-  if (!space.ok() || !space->has_value()) return false;
-  fs::Namespace known;
-  fs::ApplySettings((*space)->settings, &known);
-  return known.sync;
-}
-
 // The parts of a node, in the order in which they are made; they go the other way round.
 class Server {
  public:
@@ -168,7 +159,9 @@ class Server {
                                         .low_share = config.fs.evict_low});
     fs::CopyHolderOptions holder;
     holder.writeback_delay = config.fs.writeback_delay;
-    holder.wants_durable = [this](const meta::SpaceId& id) { return WantsDurable(*cluster_, id); };
+    holder.wants_durable = [this](const meta::SpaceId& id) {
+      return fs::WantsDurable(*cluster_, id);
+    };
     KVC_TRY_ASSIGN(copies_, fs::CopyHolder::Open(holder, {.meta = meta_.get(),
                                                           .slots = slots_.get(),
                                                           .resident = resident_.get(),

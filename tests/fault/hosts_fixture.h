@@ -117,7 +117,8 @@ class HostsTest : public testing::Test {
     options.nvme = "0";
     options.network = network_->path(host);
     options.extra = Credentials(host);
-    options.extra.insert(options.extra.end(), {"--cluster", "etcd://" + etcd_->endpoint()});
+    options.extra.insert(options.extra.end(),
+                         {"--cluster", "etcd://" + etcd_->endpoint(), "--client-only"});
     mounts_.push_back(std::make_unique<TestMount>(options));
     EXPECT_TRUE(mounts_.back()->Start()) << mounts_.back()->LogTail();
     return *mounts_.back();

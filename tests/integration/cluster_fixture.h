@@ -50,9 +50,12 @@ inline nlohmann::json Replay(const std::string& trace, const Namespace& ns, int 
   return nlohmann::json::parse(played.out, nullptr, false);
 }
 
-// Three servers, and mounts by need.
+// Servers, and mounts by need.
 class ClusterTest : public meta::EtcdFixture {
  protected:
+  explicit ClusterTest(int servers = 3, std::vector<std::string> server_words = {})
+      : server_count_(servers), server_words_(std::move(server_words)) {}
+
   void SetUp() override {
     KVC_NEEDS_MOUNT();
     if (const std::string missing = WhyNoServer(); !missing.empty()) {
@@ -61,9 +64,10 @@ class ClusterTest : public meta::EtcdFixture {
     EtcdFixture::SetUp();
     if (IsSkipped() || HasFatalFailure()) return;
     cluster_ = "etcd://" + etcd_.endpoint();
-    for (int i = 1; i <= 3; ++i) {
-      servers_.push_back(std::make_unique<TestServer>("n" + std::to_string(i), etcd_.endpoint(),
-                                                      ServerOptions{.dram = "256MiB"}));
+    for (int i = 1; i <= server_count_; ++i) {
+      servers_.push_back(
+          std::make_unique<TestServer>("n" + std::to_string(i), etcd_.endpoint(),
+                                       ServerOptions{.dram = "256MiB", .extra = server_words_}));
       servers_.back()->Start();
     }
     for (const auto& server : servers_) ASSERT_TRUE(server->Await()) << server->LogTail();
@@ -81,15 +85,20 @@ class ClusterTest : public meta::EtcdFixture {
     }
   }
 
-  TestMount& Mounted(const std::string& dram = "256M", const std::string& nvme = "1G") {
+  TestMount& Mounted(const std::string& dram = "256M", const std::string& nvme = "1G",
+                     const std::vector<std::string>& words = {}) {
     MountOptions options;
     options.dram = dram;
     options.nvme = nvme;
     options.extra = {"--cluster", cluster_};
+    options.extra.insert(options.extra.end(), words.begin(), words.end());
     mounts_.push_back(std::make_unique<TestMount>(options));
     EXPECT_TRUE(mounts_.back()->Start()) << mounts_.back()->LogTail();
     return *mounts_.back();
   }
+
+  const int server_count_;
+  const std::vector<std::string> server_words_;
   std::string cluster_;
   std::vector<std::unique_ptr<TestServer>> servers_;
   std::vector<std::unique_ptr<TestMount>> mounts_;

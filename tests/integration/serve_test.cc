@@ -78,7 +78,7 @@ class ServeTest : public testing::Test {
     tools::ClusterSettings settings;
     settings.etcd = "etcd://" + etcd_.endpoint();
     settings.name = "client" + std::to_string(clients_.size());
-    const auto options = tools::ParseClusterOptions(settings, tools::ClusterUse::kMount);
+    const auto options = tools::ParseClusterOptions(settings, tools::ClusterUse::kAsk);
     EXPECT_TRUE(options.ok());
     auto made = tools::MakeRuntime(*options, tools::RandomNodeId(), &clock_);
     EXPECT_TRUE(made.ok());

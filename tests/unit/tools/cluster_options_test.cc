@@ -32,9 +32,22 @@ TEST(ClusterOptions, SettingsBecomeOptions) {
   EXPECT_EQ(options->id, "kvcfs");
   EXPECT_EQ(options->roles, meta::kRoleMetadata | meta::kRoleBlocks);
   EXPECT_EQ(options->listen.ToString(), "127.0.0.1:7470");
-  const auto client = ParseClusterOptions(Settings(), ClusterUse::kMount);
-  ASSERT_TRUE(client.ok());
-  EXPECT_EQ(client->roles, 0);
+  EXPECT_EQ(ParseClusterOptions(Settings(), ClusterUse::kAsk)->roles, 0);
+}
+
+TEST(ClusterOptions, AMountHoldsBlocksUnlessItIsAClient) {
+  ClusterSettings settings = Settings();
+  const auto mount = ParseClusterOptions(settings, ClusterUse::kMount);
+  ASSERT_TRUE(mount.ok()) << mount.error().text;
+  EXPECT_EQ(mount->roles, meta::kRoleBlocks);
+  EXPECT_EQ(mount->listen.ToString(), "127.0.0.1:0");
+  settings.roles = "meta,blocks";
+  EXPECT_EQ(ParseClusterOptions(settings, ClusterUse::kMount)->roles,
+            meta::kRoleMetadata | meta::kRoleBlocks);
+  settings.client_only = true;
+  EXPECT_NE(ErrorOf(settings, ClusterUse::kMount).find("cluster.client_only"), std::string::npos);
+  settings.roles = "";
+  EXPECT_EQ(ParseClusterOptions(settings, ClusterUse::kMount)->roles, 0);
 }
 
 TEST(ClusterOptions, WhatIsWrongIsNamed) {
@@ -52,7 +65,7 @@ TEST(ClusterOptions, WhatIsWrongIsNamed) {
   settings.one_sided = "auto";
   settings.roles = "meta,cook";
   EXPECT_NE(ErrorOf(settings).find("cluster.roles"), std::string::npos);
-  settings.roles = "";
+  settings.roles = ",";
   EXPECT_NE(ErrorOf(settings).find("cluster.roles"), std::string::npos);
   settings = Settings();
   settings.name = "a/b";
@@ -66,6 +79,8 @@ TEST(ClusterOptions, WithoutTlsOnlyLoopbackAddresses) {
   ClusterSettings settings = Settings();
   settings.listen = "192.0.2.1:7470";
   EXPECT_NE(ErrorOf(settings).find("--tls-cert"), std::string::npos);
+  EXPECT_NE(ErrorOf(settings, ClusterUse::kMount).find("--tls-cert"), std::string::npos);
+  settings.client_only = true;
   EXPECT_EQ(ErrorOf(settings, ClusterUse::kMount), "accepted") << "a client does not listen";
 }
 
@@ -97,6 +112,8 @@ TEST(ClusterOptions, ACertificateSaysTheNameAndTheRole) {
   settings.tls_cert = dir + "/c1.pem";
   settings.tls_key = dir + "/c1.key";
   EXPECT_NE(ErrorOf(settings).find("node's"), std::string::npos);
+  EXPECT_NE(ErrorOf(settings, ClusterUse::kMount).find("--client-only"), std::string::npos);
+  settings.client_only = true;
   EXPECT_EQ(ErrorOf(settings, ClusterUse::kMount), "accepted");
 }
 
@@ -111,7 +128,7 @@ TEST(ClusterOptions, FlagsAreSettings) {
   EXPECT_EQ(config->cluster.etcd, "etcd://h:1");
   EXPECT_EQ(config->cluster.name, "n");
   EXPECT_EQ(config->cluster.roles, "blocks");
-  EXPECT_EQ(config->cluster.listen, "127.0.0.1:7470");
+  EXPECT_EQ(config->cluster.listen, "");
 }
 
 TEST(ClusterOptions, ANodeIsWhoItsUuidSays) {
