@@ -73,6 +73,7 @@ struct Pending {
   EventKey timeout;
   CostMeter* meter = nullptr;
   uint32_t phase = 0;
+  FrameKind kind = FrameKind::kCall;
   Completion done;
 };
 
@@ -173,6 +174,9 @@ class LoopbackFabric::State : public std::enable_shared_from_this<State> {
       return Later(owner, std::move(done), RefusalOf(hello.code(), hello.error().text));
     }
     in_flight += bytes;
+    if (request.kind == FrameKind::kCall) {
+      owner->stats.call_bytes += kHeaderBytes + request.head.size() + request.bulk.size();
+    }
     const uint64_t id = ++last_id_;
     Pending pending{.owner = owner,
                     .target = target,
@@ -182,6 +186,7 @@ class LoopbackFabric::State : public std::enable_shared_from_this<State> {
                     .timeout = {},
                     .meter = nullptr,
                     .phase = 0,
+                    .kind = request.kind,
                     .done = std::move(done)};
     if (const auto meter = meters_.find(owner->name); meter != meters_.end()) {
       pending.meter = meter->second;
@@ -504,6 +509,12 @@ class LoopbackFabric::State : public std::enable_shared_from_this<State> {
         reply.bulk_bytes = static_cast<uint32_t>(bulk.size());
       }
       if (reply.code == Code::kTimeout) ++pending.owner->stats.timeouts;
+      if (pending.kind == FrameKind::kCall) {
+        pending.owner->stats.call_bytes += kHeaderBytes + reply.head.size() + bulk.size();
+      } else if (pending.kind == FrameKind::kRead && reply.code == Code::kOk) {
+        ++pending.owner->stats.device_reads;
+        pending.owner->stats.device_read_bytes += bulk.size();
+      }
       done = std::move(pending.done);
     }
     done(std::move(reply));

@@ -162,6 +162,10 @@ class Peer {
 struct TransportStats {
   uint64_t calls = 0, reads = 0, writes = 0, messages_sent = 0, bytes_sent = 0, bytes_received = 0;
   uint64_t timeouts = 0, refused = 0, reconnects = 0, hostile_frames = 0;
+  // What a fabric carries, counted alike by verbs (as it gives work to the device) and loopback; of
+  // what goes by TCP nothing is counted here.
+  uint64_t device_reads = 0, device_read_bytes = 0;  // one-sided, past the peer's CPU
+  uint64_t call_bytes = 0;                           // frames of calls, and of their answers
 };
 
 class Transport {

@@ -146,6 +146,9 @@ class VerbsTransport final : public Transport {
     stats.timeouts += shared_->timeouts;
     stats.reconnects += shared_->reconnects;
     stats.hostile_frames += own.hostile;
+    stats.device_reads = own.reads;
+    stats.device_read_bytes = own.read_bytes;
+    stats.call_bytes = own.call_bytes;
     return stats;
   }
 

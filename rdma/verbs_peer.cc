@@ -270,6 +270,8 @@ void VerbsPeerCore::StartCall(CallRequest request, Completion done, Millis deadl
   calls_[id] = {.deadline = deadline, .receive = request.options.receive, .done = std::move(done)};
   deadlines_.insert({deadline, id});
   loop_.WakeBy(deadline);
+  shared_->counters.call_bytes.fetch_add(
+      kHeaderBytes + request.head.size() + request.options.send.size(), std::memory_order_relaxed);
   links_[0]->Send(MakeFrame(
       {.kind = FrameKind::kCall,
        .method = request.method,
@@ -300,6 +302,8 @@ Status VerbsPeerCore::OnFrame(const FrameHeader& header, Bytes head,
   }
   const auto found = calls_.find(header.request_id);
   if (found == calls_.end()) return {};
+  shared_->counters.call_bytes.fetch_add(kHeaderBytes + header.head_bytes + header.bulk_bytes,
+                                         std::memory_order_relaxed);
   if (links_[0]->Unqueue(header.request_id) == VerbsLink::Unqueued::kBegun) {
     return Error{Code::kCorrupt, "an answer to half a call"};
   }
