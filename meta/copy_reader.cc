@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <chrono>
 
 #include "base/metrics.h"
 
@@ -22,6 +22,8 @@ struct ReadMetrics {
   Counter& not_there;
   Counter& changed;
   Counter& failed;
+  LatencyHistogram& one_sided_time;
+  LatencyHistogram& call_time;
 };
 
 ReadMetrics& ReadMetrics::Get() {
@@ -33,6 +35,8 @@ ReadMetrics& ReadMetrics::Get() {
   static constexpr char kMisses[] = "kvcfs_meta_one_sided_misses_total";
   static constexpr char kMissesHelp[] =
       "One-sided reads of copies that had to be asked for by a call, by why.";
+  static constexpr char kTime[] = "kvcfs_meta_copy_read_duration_seconds";
+  static constexpr char kTimeHelp[] = "From asking a peer for a copy to having it, by how.";
   static ReadMetrics metrics{
       .one_sided_bytes = all.AddCounter(kBytes, kBytesHelp, {{"way", "one_sided"}}),
       .call_bytes = all.AddCounter(kBytes, kBytesHelp, {{"way", "call"}}),
@@ -41,6 +45,8 @@ ReadMetrics& ReadMetrics::Get() {
       .not_there = all.AddCounter(kMisses, kMissesHelp, {{"reason", "no_header"}}),
       .changed = all.AddCounter(kMisses, kMissesHelp, {{"reason", "changed"}}),
       .failed = all.AddCounter(kMisses, kMissesHelp, {{"reason", "failed"}}),
+      .one_sided_time = all.AddLatency(kTime, kTimeHelp, {{"way", "one_sided"}}),
+      .call_time = all.AddLatency(kTime, kTimeHelp, {{"way", "call"}}),
   };
   return metrics;
 }
@@ -49,43 +55,68 @@ ReadMetrics& ReadMetrics::Get() {
 
 CopyReader::Outcome CopyReader::Read(const NodeId& from, const ReadRequest& request,
                                      std::span<std::byte> into, uint64_t epoch, Millis timeout) {
+  using Steady = std::chrono::steady_clock;
+  ReadMetrics& metrics = ReadMetrics::Get();
   const Millis deadline = clock_->Monotonic() + timeout;
-  if (choice_ != OneSided::kNever && into.size() >= kOneSidedBytesMin) {
-    if (auto read = ReadSlot(from, request, into, deadline)) {
-      read->reply.epoch = epoch;
-      return std::move(*read);
+  const auto peer = peers_->Find(from);
+  const bool may = choice_ != OneSided::kNever && into.size() >= kOneSidedBytesMin &&
+                   peer != nullptr && (choice_ == OneSided::kAlways || peer->reads_past_cpu());
+  const std::optional<SlotTable> table = may ? TableOf(from, *peer, deadline) : std::nullopt;
+  bool measured = false;  // both ways are open
+  if (table) {
+    Way way = Way::kOneSided;
+    if (choice_ == OneSided::kAuto) {
+      const MutexLock lock(mutex_);
+      way = holders_[from].way.Choose(into.size());
+      measured = true;
+    }
+    if (way == Way::kOneSided) {
+      const auto begin = Steady::now();
+      auto read = ReadSlot(from, *peer, *table, request, into, deadline);
+      const auto time = Steady::now() - begin;
+      if (measured) Took(from, Way::kOneSided, into.size(), time);
+      measured = false;  // of what is asked for because it was not there, the time says nothing
+      if (read) {
+        metrics.one_sided_time.Observe(time);
+        read->reply.epoch = epoch;
+        return std::move(*read);
+      }
     }
   }
   Outcome outcome;
+  const auto begin = Steady::now();
   outcome.reply = peers_->CallAndWait(
       from, {epoch, request}, {.timeout = Left(deadline), .receive = into}, &outcome.received);
+  const auto time = Steady::now() - begin;
+  if (measured) Took(from, Way::kCall, into.size(), time);
+  metrics.call_time.Observe(time);
   if (outcome.reply.code == Code::kOk) {
-    ReadMetrics::Get().calls.Add();
-    ReadMetrics::Get().call_bytes.Add(static_cast<double>(outcome.received));
+    metrics.calls.Add();
+    metrics.call_bytes.Add(static_cast<double>(outcome.received));
   }
   return outcome;
+}
+
+void CopyReader::Took(const NodeId& from, Way way, size_t bytes, std::chrono::nanoseconds time) {
+  const MutexLock lock(mutex_);
+  holders_[from].way.Took(way, bytes, time);
 }
 
 Millis CopyReader::Left(Millis deadline) const {
   return std::max(deadline - clock_->Monotonic(), Millis(1));
 }
 
-std::optional<CopyReader::Outcome> CopyReader::ReadSlot(const NodeId& from,
+std::optional<CopyReader::Outcome> CopyReader::ReadSlot(const NodeId& from, rdma::Peer& peer,
+                                                        const SlotTable& table,
                                                         const ReadRequest& request,
                                                         std::span<std::byte> into,
                                                         Millis deadline) {
   ReadMetrics& metrics = ReadMetrics::Get();
-  const auto peer = peers_->Find(from);
-  if (peer == nullptr || (choice_ == OneSided::kAuto && !peer->reads_past_cpu())) {
-    return std::nullopt;
-  }
-  const std::optional<SlotTable> table = TableOf(from, *peer, deadline);
-  if (!table) return std::nullopt;
   // False: the READ failed, and `outcome` says how.
   Outcome outcome;
   outcome.one_sided = true;
   const auto read = [&](const rdma::RemoteSpan& span, std::span<std::byte> to) {
-    const rdma::Reply reply = peer->ReadAndWait(span, to, Left(deadline));
+    const rdma::Reply reply = peer.ReadAndWait(span, to, Left(deadline));
     if (reply.code == Code::kOk) return true;
     metrics.failed.Add();
     outcome.reply.code = reply.code;
@@ -99,11 +130,11 @@ std::optional<CopyReader::Outcome> CopyReader::ReadSlot(const NodeId& from,
     }
     return std::nullopt;
   };
-  const uint64_t bucket_at = SlotBucketOf(request.id, table->headers) * kSlotHeaderBytes;
+  const uint64_t bucket_at = SlotBucketOf(request.id, table.headers) * kSlotHeaderBytes;
   std::array<uint64_t, kSlotBucketHeaders * kSlotHeaderWords> bucket{};
-  if (!read({table->region, bucket_at, kSlotBucketBytes},
+  if (!read({table.region, bucket_at, kSlotBucketBytes},
             std::as_writable_bytes(std::span(bucket)))) {
-    ForgetTable(from, *table);
+    ForgetTable(from, table);
     return give_up();
   }
   std::optional<SlotHeader> found;
@@ -121,9 +152,8 @@ std::optional<CopyReader::Outcome> CopyReader::ReadSlot(const NodeId& from,
   }
   if (!read({found->region, 0, found->length, found->key}, into)) return give_up();
   std::array<uint64_t, kSlotHeaderWords> again{};
-  if (!read({table->region, found_at, kSlotHeaderBytes},
-            std::as_writable_bytes(std::span(again)))) {
-    ForgetTable(from, *table);
+  if (!read({table.region, found_at, kSlotHeaderBytes}, std::as_writable_bytes(std::span(again)))) {
+    ForgetTable(from, table);
     return give_up();
   }
   if (DecodeSlotHeader(again) != found) {

@@ -6,6 +6,7 @@
 // Fails: as ClusterPeers::CallAndWait.
 #pragma once
 
+#include <chrono>
 #include <map>
 #include <optional>
 #include <span>
@@ -13,13 +14,14 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "meta/cluster_peers.h"
+#include "meta/read_way.h"
 #include "meta/slot_headers.h"
 
 namespace kvcfs::meta {
 
 enum class OneSided : uint8_t {
   kNever,
-  kAuto,    // where the hardware does it
+  kAuto,    // where the hardware does it, and it takes less time than a call
   kAlways,  // also where the peer's CPU does, which costs more than a call: for tests
 };
 
@@ -41,11 +43,15 @@ class CopyReader {
   struct Holder {
     SlotTable table;
     Millis ask_again{0};  // where there is none
+    ReadWay way;
   };
   // Nothing: ask by a call.
-  std::optional<Outcome> ReadSlot(const NodeId& from, const ReadRequest& request,
-                                  std::span<std::byte> into, Millis deadline) KVC_EXCLUDES(mutex_);
+  std::optional<Outcome> ReadSlot(const NodeId& from, rdma::Peer& peer, const SlotTable& table,
+                                  const ReadRequest& request, std::span<std::byte> into,
+                                  Millis deadline) KVC_EXCLUDES(mutex_);
   std::optional<SlotTable> TableOf(const NodeId& node, rdma::Peer& peer, Millis deadline)
+      KVC_EXCLUDES(mutex_);
+  void Took(const NodeId& from, Way way, size_t bytes, std::chrono::nanoseconds time)
       KVC_EXCLUDES(mutex_);
   void ForgetTable(const NodeId& node, const SlotTable& table) KVC_EXCLUDES(mutex_);
   Millis Left(Millis deadline) const;

@@ -93,6 +93,8 @@ void RegisterClusterMetrics(meta::Cluster* cluster) {
   total("kvcfs_rdma_calls_total", "Calls to peers.", [](Now s) { return s.transport.calls; });
   total("kvcfs_rdma_reads_total", "One-sided READs of peers' memory.",
         [](Now s) { return s.transport.reads; });
+  total("kvcfs_rdma_device_read_bytes_total", "Of these, bytes that came past the peer's CPU.",
+        [](Now s) { return s.transport.device_read_bytes; });
   total("kvcfs_rdma_sent_bytes_total", "Bytes sent to peers.",
         [](Now s) { return s.transport.bytes_sent; });
   total("kvcfs_rdma_received_bytes_total", "Bytes received from peers.",

@@ -125,7 +125,7 @@ void BindCluster(ConfigSchema& schema, ClusterSettings& cluster) {
   schema.String(
       "one_sided", &cluster.one_sided,
       "Whether blocks of peers are read out of their memory: never, auto (where RDMA does "
-      "it), or always (also by TCP, where a call is cheaper: for tests).");
+      "it and a call takes longer), or always (also by TCP: for tests).");
   schema.String("tls_cert", &cluster.tls_cert, "Its certificate, a PEM file; empty: no TLS.");
   schema.String("tls_key", &cluster.tls_key, "The certificate's key.");
   schema.String("tls_ca", &cluster.tls_ca, "The authority of all certificates.");

@@ -31,7 +31,7 @@ sum() {
     END { printf "%d\n", all }' "$1"
 }
 tls() { echo --tls-cert "/certs/$1.pem" --tls-key "/certs/$1.key" --tls-ca /certs/ca.pem; }
-cluster="--cluster etcd://127.0.0.1:2379 --set cluster.etcd_tls=false --transport verbs"
+cluster="--cluster etcd://127.0.0.1:2379 --set cluster.etcd_tls=false --transport verbs --set cluster.one_sided=always"
 
 serve() { # NUMBER
   # shellcheck disable=SC2046,SC2086
@@ -75,6 +75,7 @@ one_sided=$(of_mount 2 $way one_sided)
 called=$(of_mount 2 $way call)
 say "read by the other: $one_sided bytes one-sided, $called by calls"
 if [ "$one_sided" -lt 1000000 ]; then fail "next to nothing was read one-sided"; fi
+if [ "$(of_mount 2 kvcfs_rdma_device_read_bytes_total)" -lt 1000000 ]; then fail "next to nothing came by the device"; fi
 grep -h "reached by verbs" /tmp/m1/*.log /tmp/m2/*.log /nvme/*/*.log >/tmp/reached
 for device in rxe0 rxe1; do
   if ! grep -q "device=$device" /tmp/reached; then fail "nobody was reached by $device"; fi
