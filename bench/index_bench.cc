@@ -49,9 +49,13 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   all->add_option("--open-seconds", paper.open_seconds, "How long the open loop takes")
       ->capture_default_str();
+  all->add_option("--clients", paper.clients, "How many ask at a time: N,...")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1000));
   all->add_option("--json", paper.json, "Write the results here");
   all->add_option("--report", paper.report, "Write the page here");
-  all->add_option("--only", paper.only, "One backend");
+  all->add_option("--only", paper.only, "Some backends: BACKEND or BACKEND/TRANSPORT,...")
+      ->delimiter(',');
   all->add_option("--command", paper.command, "What the page says it was made by");
 
   std::string etcd, node_trace;

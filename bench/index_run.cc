@@ -145,6 +145,7 @@ Result<IndexRow> Run(const BackendKind& kind, KeyMode mode, IndexBackend& backen
   // Of a model: each client asks one question after the other, and servers are never busy.
   row.requests_per_second =
       is_model ? static_cast<double>(clients) * 1e6 / row.mean_us : count / std::max(seconds, 1e-9);
+  if (!is_model) row.client_cpu_us = 1e6 * cpu / count;
   if (cpu_after) {
     row.server_cpu_us = 1e6 * (*cpu_after - *cpu_before) / count;
   } else if (!is_model) {

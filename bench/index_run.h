@@ -17,6 +17,7 @@ struct IndexRow {
   double requests_per_second = 0;
   double round_trips = 0, reads = 0, bytes = 0;  // a request; 0: not counted
   double server_cpu_us = 0;                      // a request
+  double client_cpu_us = 0;                      // likewise, of the threads that ask
 };
 
 const char* NameOf(KeyMode mode);

@@ -17,7 +17,7 @@ namespace kvcfs::bench {
 namespace {
 
 constexpr size_t kIntervals = 12;
-constexpr size_t kClients[] = {1, 4, 16};
+constexpr size_t kOpenClients = 16;
 
 double Quantile(std::vector<double> values, double share) {
   if (values.empty()) return 0;
@@ -29,10 +29,10 @@ void Print(const IndexRow& row) {
   fmt::print(
       "{:<16} {:<6} {:<6} {:<4} {:>2} clients  p50 {:>8.2f} p99 {:>8.2f} p99.9 {:>8.2f} us "
       "{:>9.0f}/s"
-      "  trips {:>5.2f} READs {:>5.1f} bytes {:>6.0f} server {:>6.2f} us\n",
+      "  trips {:>5.2f} READs {:>5.1f} bytes {:>6.0f} server {:>6.2f} client {:>6.2f} us\n",
       row.backend, row.keys, row.transport, row.cache, row.clients, row.p50_us, row.p99_us,
       row.p999_us, row.requests_per_second, row.round_trips, row.reads, row.bytes,
-      row.server_cpu_us);
+      row.server_cpu_us, row.client_cpu_us);
   std::fflush(stdout);
 }
 
@@ -51,7 +51,7 @@ Status RunBackend(const PaperOptions& options, const BackendKind& kind, KeyMode 
     return {};
   }
   IndexBackend& backend = **made;
-  for (const size_t clients : kClients) {
+  for (const size_t clients : options.clients) {
     KVC_TRY_ASSIGN(const IndexRow row, RunClosed(kind, mode, backend, load, clients));
     Print(row);
     result->rows.push_back(row);
@@ -59,7 +59,7 @@ Status RunBackend(const PaperOptions& options, const BackendKind& kind, KeyMode 
   const bool is_model = kind.transport == "model";
   if (!is_model && kind.transport != "inproc") {
     KVC_TRY_ASSIGN(const IndexRow row,
-                   RunOpen(kind, mode, backend, load, kClients[2], options.open_seconds));
+                   RunOpen(kind, mode, backend, load, kOpenClients, options.open_seconds));
     result->open_rows.push_back(row);
   }
   KVC_TRY_ASSIGN(auto intervals, RunIntervals(backend, load, kind.cache == "warm", kIntervals));
@@ -87,8 +87,7 @@ Status RunBackend(const PaperOptions& options, const BackendKind& kind, KeyMode 
   return {};
 }
 
-// The rows about the cluster's protocol, counted by its cores.
-void RunCluster(const IndexLoad& load, const Fixed& fixed, PaperResult* result) {
+void AddFixedRatios(const Fixed& fixed, PaperResult* result) {
   if (fixed.mget_p99_us > 0 && fixed.cold_p99_us > 0) {
     result->cluster.push_back(
         {"Match of 32 keys over TCP, p99 / one Redis MGET of 32",
@@ -100,6 +99,10 @@ void RunCluster(const IndexLoad& load, const Fixed& fixed, PaperResult* result) 
         {"the same with a warm client cache, mean", fixed.warm_mean_us / fixed.mget_mean_us, 0.1,
          fmt::format("4 clients, {:.1f} / {:.1f} us", fixed.warm_mean_us, fixed.mget_mean_us)});
   }
+}
+
+// The rows about the cluster's protocol, counted by its cores.
+void RunCluster(const IndexLoad& load, PaperResult* result) {
   const std::vector<meta::BlockFacts> facts = FactsOf(load);
   // Cold clients of clusters of growing size.
   std::vector<double> p99_us;
@@ -145,10 +148,6 @@ void RunCluster(const IndexLoad& load, const Fixed& fixed, PaperResult* result) 
              "{} blocks (as many as the trace reuses; what a match sends does not depend on "
              "their number); {:.2f}, {:.2f}, {:.2f} us at 4, 16, 64 nodes",
              facts.size(), p99_us[0], p99_us[1], p99_us[2])});
-  }
-  for (const ClusterRow& row : result->cluster) {
-    fmt::print("{:<56} {:>6.3f}  at most {:.2f}  ({})\n", row.what, row.measured, row.at_most,
-               row.note);
   }
 }
 
@@ -223,6 +222,13 @@ std::string Today() {
   return text;
 }
 
+bool IsWanted(const PaperOptions& options, const BackendKind& kind) {
+  return options.only.empty() ||
+         std::any_of(options.only.begin(), options.only.end(), [&](const std::string& name) {
+           return name == kind.backend || name == kind.backend + "/" + kind.transport;
+         });
+}
+
 // Also sizes that suit short traces.
 std::vector<uint64_t> Capacities(const TraceTree& tree) {
   std::vector<uint64_t> all = {1000, 3000, 6000, 10000, 20000};
@@ -263,14 +269,16 @@ Status RunPaper(const PaperOptions& options) {
   }
   Fixed fixed;
   for (const BackendKind& kind : kinds) {
-    if (!options.only.empty() && options.only != kind.backend) continue;
+    if (!IsWanted(options, kind)) continue;
     for (const KeyMode mode : kind.modes) {
       KVC_TRY(RunBackend(options, kind, mode, load, &result, &fixed));
     }
   }
-  for (const uint64_t capacity : Capacities(tree)) {
-    for (const char* name : PolicyNames()) {
-      result.policies.push_back({name, capacity, SimulatePolicy(name, tree, capacity)});
+  if (options.only.empty()) {
+    for (const uint64_t capacity : Capacities(tree)) {
+      for (const char* name : PolicyNames()) {
+        result.policies.push_back({name, capacity, SimulatePolicy(name, tree, capacity)});
+      }
     }
   }
   for (const PolicyRow& row : result.policies) {
@@ -278,7 +286,12 @@ Status RunPaper(const PaperOptions& options) {
                row.hit_rate);
   }
   AddRatios(&result);
-  RunCluster(load, fixed, &result);
+  AddFixedRatios(fixed, &result);
+  if (options.only.empty()) RunCluster(load, &result);
+  for (const ClusterRow& row : result.cluster) {
+    fmt::print("{:<56} {:>6.3f}  at most {:.2f}  ({})\n", row.what, row.measured, row.at_most,
+               row.note);
+  }
   if (!options.json.empty()) KVC_TRY(WriteFile(options.json, PaperJson(result)));
   if (!options.report.empty()) KVC_TRY(WriteFile(options.report, RenderPaperPage(result)));
   return {};

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 
@@ -16,9 +17,10 @@ struct PaperOptions {
   uint64_t limit = 0;          // requests; 0: all
   size_t requests_max = 4000;  // a run; of more, every nth is asked
   double open_seconds = 5;
-  std::string json, report;  // files; empty: none
-  std::string only;          // a backend's name; empty: all
-  std::string command;       // as it was typed, for the page
+  std::vector<size_t> clients = {1, 4, 16};
+  std::string json, report;       // files; empty: none
+  std::vector<std::string> only;  // BACKEND or BACKEND/TRANSPORT; empty: all
+  std::string command;            // as it was typed, for the page
 };
 
 // Prints tables. Fails: kInvalid no trace; kIo a file cannot be written.

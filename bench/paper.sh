@@ -14,7 +14,8 @@ usage: bench/paper.sh [--trace FILE] [--limit N] [--json FILE] [--report FILE.ht
   --report FILE     one HTML page with the figures
   --requests N      at most so many requests a run, every nth of more (default 4000; 0: all)
   --open-seconds S  how long an open loop takes (default 5)
-  --only BACKEND    one backend: kvcfs redis-get redis-pipeline redis-mget redis-range rocksdb hash-table radix-tree
+  --clients N,...   how many ask at a time (default 1,4,16; the goals are of 4 and 16)
+  --only NAME,...   some backends, or NAME/TRANSPORT of them: kvcfs redis-get redis-pipeline redis-mget redis-range rocksdb hash-table radix-tree
                     kvcfs-one-sided sherman chime flat-hash batch-rpc
   --build DIR       a build directory that is there already; --no-build: and nothing is to be built
 Redis and the cluster over TCP want redis-server and etcd-server; what is missing is said, and listed in the results.
@@ -30,7 +31,7 @@ while (($# > 0)); do
   case $1 in
     --trace) need $# "$1"; trace=$2; shift ;;
     --limit) need $# "$1"; limit=$2; shift ;;
-    --json | --report | --requests | --open-seconds | --only) need $# "$1"; arguments+=("$1" "$2"); shift ;;
+    --json | --report | --requests | --open-seconds | --clients | --only) need $# "$1"; arguments+=("$1" "$2"); shift ;;
     --build) need $# "$1"; build=$(realpath -m "$2"); shift ;;
     --no-build) skip=yes ;;
     --help | -h) usage; exit 0 ;;

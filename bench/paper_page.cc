@@ -230,7 +230,8 @@ std::string PaperJson(const PaperResult& result) {
                        {"round_trips", row.round_trips},
                        {"reads", row.reads},
                        {"bytes", row.bytes},
-                       {"server_cpu_us", row.server_cpu_us}});
+                       {"server_cpu_us", row.server_cpu_us},
+                       {"client_cpu_us", row.client_cpu_us}});
     }
     return array;
   };
