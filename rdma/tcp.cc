@@ -175,7 +175,7 @@ class TcpPeer final : public Peer {
     const uint64_t bytes = request.size() + options.send.size() + options.receive.size();
     CallOptions left = options;
     if (core_->Hold(bytes)) {
-      auto reply = core_->channels().Call(method, request, left);
+      auto reply = core_->channel().Call(method, request, left);
       core_->LetGo(bytes);
       if (reply.has_value()) return std::move(*reply);
     }

@@ -54,7 +54,7 @@ TcpPeerCore::TcpPeerCore(std::shared_ptr<TcpShared> shared, std::shared_ptr<TcpL
       loop_(std::move(loop)),
       address_(std::move(address)),
       forbidden_(std::move(forbidden)),
-      channels_(shared_, address_.ToString()),
+      channel_(shared_),
       places_(std::max<uint32_t>(shared_->options.connections_per_peer, 1)) {}
 
 // ---- calls
@@ -314,7 +314,7 @@ void TcpPeerCore::Tick(Millis now) {
     ping = now >= ping_at_;
     if (ping) ping_at_ = now + shared_->options.heartbeat;
   }
-  if (ping) channels_.Ping(now);
+  if (ping) channel_.Ping();
   {
     MutexLock lock(mutex_);
     if (resolving_) return;
@@ -413,7 +413,7 @@ void TcpPeerCore::OnReady(TcpLink* link) {
   if (link->index() != 0) return;
   connected_ = true;
   failing_ = false;
-  channels_.SetAddress(link->address(), link->address_bytes());
+  channel_.SetAddress(link->address(), link->address_bytes());
   waiting.swap(waiting_);
   for (Outgoing& frame : waiting) {
     Slot* slot = Find(frame.id);
@@ -458,7 +458,7 @@ void TcpPeerCore::OnLinkClosed(TcpLink* link, const Error& why) {
     }
     if (link->index() == 0) {
       connected_ = false;
-      channels_.Cut(false);
+      channel_.Cut(false);
       if (!worked) {
         failing_ = true;
         why_ = told;
@@ -484,7 +484,7 @@ void TcpPeerCore::End(Code code) {
     }
     FailWaiting({code, "stopping"}, done);
   }
-  channels_.Cut(true);
+  channel_.Cut(true);
   for (const auto& link : links) link->Stop();
   Run(done);
 }

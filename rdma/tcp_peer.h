@@ -44,7 +44,7 @@ class TcpPeerCore final : public LoopMember, public std::enable_shared_from_this
   bool Hold(uint64_t bytes);
   void LetGo(uint64_t bytes) { in_flight_bytes_.fetch_sub(bytes); }
   // For who waits.
-  TcpChannels& channels() { return channels_; }
+  TcpChannel& channel() { return channel_; }
   // Nobody holds the peer any more: cancels what is open, and goes.
   void Abandon();
 
@@ -107,7 +107,7 @@ class TcpPeerCore final : public LoopMember, public std::enable_shared_from_this
   const std::shared_ptr<TcpLoop> loop_;
   const Address address_;
   const Status forbidden_;
-  TcpChannels channels_;
+  TcpChannel channel_;
   std::atomic<bool> connected_{false};
   std::atomic<uint64_t> in_flight_bytes_{0};
 

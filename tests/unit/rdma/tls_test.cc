@@ -1,9 +1,11 @@
 // Who may talk: certificates on both sides, and what they say of their bearer.
 #include "rdma/tls.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include <gtest/gtest.h>
 
@@ -92,6 +94,24 @@ TEST_F(TlsTest, NodesTalkAndBulkIsWhole) {
   EXPECT_EQ(peer_->ReadAndWait({region, 0, 1 << 20}, received, kLong).code, Code::kOk);
   server_->Withdraw(region);
   EXPECT_TRUE(memory == received);
+}
+
+TEST_F(TlsTest, ThreadsThatWaitShareASession) {
+  Serve(OptionsOf("n1", 1));
+  ASSERT_EQ(Ask(OptionsOf("n2", 2)).code, Code::kOk);
+  std::atomic<int> good{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 50; ++i) {
+        const std::string text(static_cast<size_t>(1 + i * 37), static_cast<char>('a' + t));
+        const Reply reply = peer_->CallAndWait(kEcho, ToBytes(text), {.timeout = kLong});
+        good += ToText(reply.head) == text ? 1 : 0;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(good, 400);
 }
 
 TEST_F(TlsTest, AClientIsWhoItsCertificateSays) {
