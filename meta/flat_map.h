@@ -21,6 +21,10 @@ class FlatMap {
     }
   }
 
+  void Prefetch(uint64_t key) const {
+    if (count_ != 0) __builtin_prefetch(&cells_[Home(key)]);
+  }
+
   void Set(uint64_t key, uint32_t value) {
     if (4 * (count_ + 1) > 3 * cells_.size()) Grow();
     size_t at = Home(key);

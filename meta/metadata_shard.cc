@@ -49,11 +49,6 @@ MetadataShard::Shard* MetadataShard::ShardFor(const BlockId& anchor, Code* why) 
   return shard;
 }
 
-MetadataShard::Record* MetadataShard::FindRecord(Shard& shard, const BlockId& id) {
-  const auto at = shard.records.find(id);
-  return at == shard.records.end() ? nullptr : &at->second;
-}
-
 FoundBlock MetadataShard::Describe(const Record& record) const {
   FoundBlock found{
       record.facts.id.key, record.facts.length, record.facts.crc32c, record.facts.mtime_s, {}};
@@ -64,10 +59,10 @@ FoundBlock MetadataShard::Describe(const Record& record) const {
   return found;
 }
 
-uint32_t MetadataShard::Lease(Millis now, const Record& record) {
+uint32_t MetadataShard::Lease(Millis now, const BlockId& id, uint32_t length) {
   const ClusterTimes& times = options_.times;
-  const Millis until = leases_.Grant(BlockIdHash()(record.facts.id), record.facts.length, now,
-                                     now + times.lease + times.lease_hold);
+  const Millis until =
+      leases_.Grant(BlockIdHash()(id), length, now, now + times.lease + times.lease_hold);
   const Millis promised = until - times.lease_hold - now;
   return promised > Millis(0) ? static_cast<uint32_t>(promised.count()) : 0;
 }
@@ -76,19 +71,21 @@ uint32_t MetadataShard::Lease(Millis now, const Record& record) {
 
 void MetadataShard::Serve(Millis now, uint64_t call, const MatchRequest& request,
                           Actions* actions) {
-  AnswerMatch(now, call, request, Code::kBusy, actions);
+  PrefetchMatch(request);
+  AnswerMatch(now, call, request, Code::kBusy, true, actions);
 }
 
 void MetadataShard::AnswerMatch(Millis now, uint64_t call, const MatchRequest& request, Code first,
-                                Actions* actions) {
+                                bool remember, Actions* actions) {
   MatchReply reply;
+  reply.groups.reserve(request.groups.size());
   for (const MatchGroup& group : request.groups) {
     GroupAnswer& answer = reply.groups.emplace_back();
     if (group.keys.empty()) continue;
     const BlockId anchor{request.space, group.keys[0]};
     Shard* shard = ShardFor(anchor, &answer.code);
     if (shard != nullptr) {
-      answer = MatchGroupHere(now, *shard, request, group);
+      answer = MatchGroupHere(now, *shard, request, group, remember);
       continue;
     }
     if (group.first != 0 || answer.code != Code::kStale) continue;
@@ -113,20 +110,52 @@ void MetadataShard::AnswerMatch(Millis now, uint64_t call, const MatchRequest& r
   Answer(call, Code::kOk, std::move(reply), actions);
 }
 
+void MetadataShard::PrefetchMatch(const MatchRequest& request) {
+  for (const bool second : {false, true}) {
+    for (const MatchGroup& group : request.groups) {
+      if (group.keys.empty()) continue;
+      const Shard* shard = shards_[ShardOf({request.space, group.keys[0]})].get();
+      if (shard == nullptr) continue;
+      for (size_t i = 0; i < group.keys.size() && i < kGroupBlocksMax; ++i) {
+        const BlockId id{request.space, group.keys[i]};
+        if (second) {
+          shard->records.answers().PrefetchAnswer(id);
+        } else {
+          shard->records.answers().PrefetchPlace(id);
+        }
+      }
+    }
+  }
+}
+
 GroupAnswer MetadataShard::MatchGroupHere(Millis now, Shard& shard, const MatchRequest& request,
-                                          const MatchGroup& group) {
+                                          const MatchGroup& group, bool remember) {
   GroupAnswer answer;
   answer.lease_ms = request.lease ? UINT32_MAX : 0;
+  answer.blocks.reserve(group.keys.size());
+  MatchAnswers& answers = shard.records.answers();
   for (size_t i = 0; i < group.keys.size() && i < kGroupBlocksMax; ++i) {
-    const Record* record = FindRecord(shard, {request.space, group.keys[i]});
-    if (record == nullptr || record->state != State::kVisible || record->doomed ||
-        GoodCopies(*record) == 0) {
-      break;
+    const BlockId id{request.space, group.keys[i]};
+    const auto fits = [&](uint32_t ordinal, const BlockKey& parent) {
+      return ordinal == group.first + i && (i == 0 || parent == group.keys[i - 1]);
+    };
+    if (const MatchAnswers::Answer* known = answers.Find(id); known != nullptr) {
+      if (!fits(known->ordinal, known->parent)) break;
+      answer.blocks.push_back(known->Block());
+    } else {
+      const Record* record = answers.MayHaveRecord(id) ? shard.records.Find(id) : nullptr;
+      if (record == nullptr || record->state != State::kVisible || record->doomed ||
+          GoodCopies(*record) == 0) {
+        break;
+      }
+      FoundBlock block = Describe(*record);
+      if (remember) answers.Put(id, record->facts.parent, record->facts.ordinal, block);
+      if (!fits(record->facts.ordinal, record->facts.parent)) break;
+      answer.blocks.push_back(std::move(block));
     }
-    if (record->facts.ordinal != group.first + i) break;
-    if (i > 0 && record->facts.parent != group.keys[i - 1]) break;
-    if (request.lease) answer.lease_ms = std::min(answer.lease_ms, Lease(now, *record));
-    answer.blocks.push_back(Describe(*record));
+    if (request.lease) {
+      answer.lease_ms = std::min(answer.lease_ms, Lease(now, id, answer.blocks.back().length));
+    }
   }
   if (answer.blocks.empty()) answer.lease_ms = 0;
   return answer;
@@ -150,14 +179,14 @@ void MetadataShard::Serve(Millis now, uint64_t call, const LocateRequest& reques
   Code why = Code::kOk;
   Shard* shard = ShardFor({request.id.space, request.anchor}, &why);
   if (shard == nullptr) return Answer(call, why, EmptyReply{}, actions);
-  const Record* record = FindRecord(*shard, request.id);
+  const Record* record = shard->records.Find(request.id);
   if (record == nullptr || record->state != State::kVisible || record->doomed ||
       GoodCopies(*record) == 0) {
     why = shard->waiting.empty() ? Code::kNotFound : Code::kUnavailable;
     return Answer(call, why, EmptyReply{}, actions);
   }
   LocateReply reply{record->facts, 0, Describe(*record)};
-  if (request.lease) reply.lease_ms = Lease(now, *record);
+  if (request.lease) reply.lease_ms = Lease(now, request.id, record->facts.length);
   Answer(call, Code::kOk, std::move(reply), actions);
 }
 
@@ -169,7 +198,7 @@ void MetadataShard::Serve(Millis /*now*/, uint64_t call, const ChainRequest& req
   ChainReply reply;
   BlockId id = request.id;
   for (uint32_t step = 0; step < kGroupBlocksMax; ++step) {
-    const Record* record = FindRecord(*shard, id);
+    const Record* record = shard->records.Find(id);
     if (record == nullptr || record->state != State::kVisible || record->doomed) break;
     reply.blocks.push_back(Describe(*record));
     if (record->facts.begins_group()) {
@@ -211,7 +240,7 @@ void MetadataShard::Serve(Millis now, uint64_t call, const ReserveRequest& reque
   Code why = Code::kOk;
   Shard* shard = ShardFor({request.parent.space, request.parent_anchor}, &why);
   if (shard == nullptr) return Answer(call, why, EmptyReply{}, actions);
-  Record* record = FindRecord(*shard, request.parent);
+  Record* record = shard->records.Edit(request.parent);
   if (record == nullptr || record->doomed) {
     why = record == nullptr && !shard->waiting.empty() ? Code::kUnavailable : Code::kNotFound;
     return Answer(call, why, EmptyReply{}, actions);
@@ -237,7 +266,7 @@ void MetadataShard::Serve(Millis now, uint64_t call, const CommitRequest& reques
     if (node == nullptr || (node->roles & kRoleBlocks) == 0) continue;
     if (!IsForgotten(facts.id, place)) places.push_back(place);
   }
-  Record* record = FindRecord(*shard, facts.id);
+  Record* record = shard->records.Edit(facts.id);
   if (record != nullptr) {
     if (record->doomed || record->committers.size() >= 16) {
       return Answer(call, Code::kBusy, EmptyReply{}, actions);
@@ -278,7 +307,7 @@ void MetadataShard::Serve(Millis now, uint64_t call, const CommitRequest& reques
   }
   if (places.empty()) return Answer(call, Code::kUnavailable, EmptyReply{}, actions);
   if (facts.ordinal != 0 && !facts.begins_group()) {
-    const Record* parent = FindRecord(*shard, facts.parent_id());
+    const Record* parent = shard->records.Find(facts.parent_id());
     if (parent == nullptr || parent->doomed || parent->state != State::kVisible) {
       why = parent != nullptr && !parent->doomed ? Code::kBusy : Code::kNotFound;
       return Answer(call, why, EmptyReply{}, actions);
@@ -295,7 +324,7 @@ void MetadataShard::Serve(Millis now, uint64_t call, const DropRequest& request,
   Code why = Code::kOk;
   Shard* shard = ShardFor({request.id.space, request.anchor}, &why);
   if (shard == nullptr) return Answer(call, why, EmptyReply{}, actions);
-  Record* record = FindRecord(*shard, request.id);
+  Record* record = shard->records.Edit(request.id);
   if (record == nullptr) {
     why = shard->waiting.empty() ? Code::kNotFound : Code::kUnavailable;
     return Answer(call, why, EmptyReply{}, actions);
@@ -310,7 +339,7 @@ void MetadataShard::Serve(Millis /*now*/, uint64_t call, const MissingRequest& r
   Shard* shard = ShardFor({request.id.space, request.anchor}, &why);
   if (shard == nullptr) return Answer(call, why, EmptyReply{}, actions);
   Answer(call, Code::kOk, EmptyReply{}, actions);
-  const Record* record = FindRecord(*shard, request.id);
+  const Record* record = shard->records.Find(request.id);
   if (record == nullptr || record->doomed) return;
   for (const Copy& copy : record->copies) {
     if (copy.place != request.place || !copy.marked) continue;
@@ -344,7 +373,7 @@ Code MetadataShard::ReleaseOne(Millis now, const NodeId& holder, const ReleaseIt
     if (!KVC_PLANTED(39)) ForgetStray(*shard, item.id, place);
     return Code::kOk;
   };
-  Record* record = FindRecord(*shard, item.id);
+  Record* record = shard->records.Edit(item.id);
   if (record == nullptr) return grant();
   const auto copy = std::find_if(record->copies.begin(), record->copies.end(),
                                  [&](const Copy& each) { return each.place == place; });
@@ -383,7 +412,7 @@ void MetadataShard::Serve(Millis /*now*/, uint64_t call, const AttachRequest& re
   const SpaceId space = request.child.space;
   Shard* shard = ShardFor({space, request.parent_anchor}, &why);
   if (shard == nullptr) return Answer(call, why, EmptyReply{}, actions);
-  Record* parent = FindRecord(*shard, {space, request.parent});
+  Record* parent = shard->records.Edit({space, request.parent});
   if (parent == nullptr && !shard->waiting.empty()) {
     return Answer(call, Code::kUnavailable, EmptyReply{}, actions);
   }
@@ -412,7 +441,7 @@ void MetadataShard::Serve(Millis now, uint64_t call, const DoomRequest& request,
   Code why = Code::kOk;
   Shard* shard = ShardFor(request.id, &why);
   if (shard == nullptr) return Answer(call, why, EmptyReply{}, actions);
-  Record* record = FindRecord(*shard, request.id);
+  Record* record = shard->records.Edit(request.id);
   if (record == nullptr) {
     why = shard->waiting.empty() ? Code::kNotFound : Code::kUnavailable;
     return Answer(call, why, EmptyReply{}, actions);
@@ -455,7 +484,7 @@ void MetadataShard::Serve(Millis now, uint64_t call, const GrantRequest& request
   Code why = Code::kOk;
   Shard* shard = ShardFor(request.id, &why);
   if (shard == nullptr) return Answer(call, why, EmptyReply{}, actions);
-  Record* record = FindRecord(*shard, request.id);
+  Record* record = shard->records.Edit(request.id);
   if (record == nullptr || record->doomed || record->state != State::kVisible ||
       GoodCopies(*record) == 0 || record->facts.ordinal != 0) {
     why = shard->waiting.empty() ? Code::kNotFound : Code::kUnavailable;
@@ -489,10 +518,10 @@ MetadataShard::Counts MetadataShard::Count() const {
     ++counts.shards;
     if (!shard->loaded) ++counts.loading;
     if (!shard->waiting.empty()) ++counts.reconciling;
-    counts.records += shard->records.size();
+    counts.records += shard->records.all().size();
     counts.repairs_waiting += shard->repairs.size();
     for (const BlockId& id : shard->unsettled) {
-      ++(shard->records.at(id).doomed ? counts.doomed : counts.pending);
+      ++(shard->records.all().at(id).doomed ? counts.doomed : counts.pending);
     }
   }
   counts.tasks = tasks_.size();
@@ -505,7 +534,7 @@ void MetadataShard::VisitRecords(
     const std::function<void(uint32_t shard, const RecordState&)>& visit) const {
   for (const auto& shard : shards_) {
     if (shard == nullptr) continue;
-    for (const auto& [id, record] : shard->records) {
+    for (const auto& [id, record] : shard->records.all()) {
       RecordState state{&record.facts,
                         record.version,
                         record.state == State::kVisible,

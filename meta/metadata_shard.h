@@ -23,6 +23,7 @@
 
 #include "meta/cluster_messages.h"
 #include "meta/lease_table.h"
+#include "meta/match_answers.h"
 
 namespace kvcfs::meta {
 
@@ -108,12 +109,52 @@ class MetadataShard {
     BlockKey anchor;
     uint64_t version = 0;
   };
+  // Who changes a record gets it by Edit, which forgets what matches said of it. Answers are put
+  // where nobody holds a record that he may yet change: at the begin of an event.
+  class Records {
+   public:
+    using Map = std::unordered_map<BlockId, Record, BlockIdHash>;
+    const Map& all() const { return map_; }
+    Map& EditAll() {
+      for (const auto& [id, record] : map_) answers_.Drop(id);
+      return map_;
+    }
+    const Record* Find(const BlockId& id) const {
+      const auto at = map_.find(id);
+      return at == map_.end() ? nullptr : &at->second;
+    }
+    Record* Edit(const BlockId& id) {
+      const auto at = map_.find(id);
+      if (at == map_.end()) return nullptr;
+      answers_.Drop(id);
+      return &at->second;
+    }
+    Record& Add(const BlockId& id) {
+      const auto [at, is_new] = map_.try_emplace(id);
+      if (is_new) {
+        answers_.AddRecord(id);
+      } else {
+        answers_.Drop(id);
+      }
+      return at->second;
+    }
+    Record Take(const BlockId& id) {
+      answers_.EraseRecord(id);
+      return std::move(map_.extract(id).mapped());
+    }
+    MatchAnswers& answers() { return answers_; }
+    const MatchAnswers& answers() const { return answers_; }
+
+   private:
+    Map map_;
+    MatchAnswers answers_;
+  };
   struct Shard {
     uint32_t number = 0;
     bool loaded = false;
     Millis gained{0};
     std::set<NodeId> waiting;  // holders whose inventory is not complete
-    std::unordered_map<BlockId, Record, BlockIdHash> records;
+    Records records;
     std::map<BlockId, std::map<BlockKey, Edge>> loose;  // edges whose parent is not there (yet)
     std::unordered_map<BlockId, Pointer, BlockIdHash> pointers;
     std::set<BlockId> leaves;
@@ -203,15 +244,16 @@ class MetadataShard {
   void Serve(Millis now, uint64_t call, const GrantRequest& request, Actions* actions);
   void Serve(Millis now, uint64_t call, const RevokeRequest& request, Actions* actions);
   // `first`: what to say of a first block that is neither ours nor copied here; kBusy: ask for it.
+  // `remember`: at the begin of an event.
   void AnswerMatch(Millis now, uint64_t call, const MatchRequest& request, Code first,
-                   Actions* actions);
+                   bool remember, Actions* actions);
+  void PrefetchMatch(const MatchRequest& request);
   GroupAnswer MatchGroupHere(Millis now, Shard& shard, const MatchRequest& request,
-                             const MatchGroup& group);
+                             const MatchGroup& group, bool remember);
   Code ReleaseOne(Millis now, const NodeId& holder, const ReleaseItem& item, Actions* actions);
-  uint32_t Lease(Millis now, const Record& record);
+  uint32_t Lease(Millis now, const BlockId& id, uint32_t length);
   FoundBlock Describe(const Record& record) const;
   Shard* ShardFor(const BlockId& anchor, Code* why);
-  static Record* FindRecord(Shard& shard, const BlockId& id);
 
   // shard_records.cc
   // attach_id as the version, where it is made now; else a new one.

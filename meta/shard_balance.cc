@@ -43,14 +43,15 @@ void MetadataShard::RunBalance(Millis now, Actions* actions) {
     Shard* shard = shards_[balance_.shard].get();
     // By buckets, so that it can stop anywhere: what moves in the table meanwhile is looked at
     // twice, or another time.
-    while (shard != nullptr && balance_.bucket < shard->records.bucket_count()) {
+    while (shard != nullptr && balance_.bucket < shard->records.all().bucket_count()) {
       if (looked >= options_.balance_records_per_scan) return;
       if (!balance_.weighs && (moves_.size() >= options_.moves_max || move_bytes_allowed_ <= 0)) {
         return;
       }
       const size_t bucket = balance_.bucket++;
       ++looked;
-      for (auto at = shard->records.begin(bucket); at != shard->records.end(bucket); ++at) {
+      for (auto at = shard->records.all().begin(bucket); at != shard->records.all().end(bucket);
+           ++at) {
         const Record& record = at->second;
         if (!balance_.weighs) {
           StartMove(now, record, *shard);
@@ -152,7 +153,7 @@ void MetadataShard::FinishMoves(Millis now, Actions* actions) {
     const Move move = at->second;
     ++at;
     Shard& shard = *shards_[move.shard];
-    Record* record = FindRecord(shard, id);
+    Record* record = shard.records.Edit(id);
     const auto copy_at = [&](const NodeId& node) {
       return std::find_if(record->copies.begin(), record->copies.end(),
                           [&](const Copy& copy) { return copy.place.node == node; });

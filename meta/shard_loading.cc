@@ -41,7 +41,7 @@ void MetadataShard::SetView(Millis now, const ClusterView& view, Actions* action
       continue;
     }
     if (shard != nullptr) {
-      for (const auto& [id, record] : shard->records) leases_.Drop(BlockIdHash()(id));
+      for (const auto& [id, record] : shard->records.all()) leases_.Drop(BlockIdHash()(id));
     }
     shard.reset();
     if (!owned) continue;
@@ -78,7 +78,7 @@ void MetadataShard::SetView(Millis now, const ClusterView& view, Actions* action
 
 void MetadataShard::AnswerWaiting(Shard& shard, Actions* actions) {
   std::vector<uint64_t> calls;
-  for (auto& [id, record] : shard.records) {
+  for (auto& [id, record] : shard.records.EditAll()) {
     for (const Waiter& waiter : record.committers) calls.push_back(waiter.call);
     calls.insert(calls.end(), record.droppers.begin(), record.droppers.end());
     record.committers.clear();
@@ -105,7 +105,7 @@ void MetadataShard::RestartTasks() {
 void MetadataShard::ForgetNodes(Millis now, Shard& shard, const ClusterView& before,
                                 Actions* actions) {
   std::vector<std::pair<BlockId, Place>> lost;
-  for (auto& [id, record] : shard.records) {
+  for (auto& [id, record] : shard.records.EditAll()) {
     std::erase_if(record.grants,
                   [&](const auto& grant) { return view_.Find(grant.first) == nullptr; });
     for (Copy& copy : record.copies) {
@@ -119,7 +119,7 @@ void MetadataShard::ForgetNodes(Millis now, Shard& shard, const ClusterView& bef
   }
   std::sort(lost.begin(), lost.end());
   for (const auto& [id, place] : lost) {
-    if (Record* record = FindRecord(shard, id); record != nullptr) {
+    if (Record* record = shard.records.Edit(id); record != nullptr) {
       RemoveCopy(now, shard, *record, place, actions);
     }
   }
@@ -135,10 +135,10 @@ void MetadataShard::ForgetNodes(Millis now, Shard& shard, const ClusterView& bef
 void MetadataShard::RestartRecords(Millis now, Shard& shard, const Placement& before,
                                    Actions* actions) {
   std::vector<std::pair<uint32_t, BlockId>> ids;
-  for (const auto& [id, record] : shard.records) ids.emplace_back(record.facts.ordinal, id);
+  for (const auto& [id, record] : shard.records.all()) ids.emplace_back(record.facts.ordinal, id);
   std::sort(ids.begin(), ids.end());
   for (const auto& [ordinal, id] : ids) {
-    Record* record = FindRecord(shard, id);
+    Record* record = shard.records.Edit(id);
     if (record == nullptr) continue;
     if (record->state == State::kPending && !record->doomed && !KVC_PLANTED(21)) {
       // What parent and pointer promised, they promised under the old view.
@@ -222,7 +222,7 @@ void MetadataShard::Merge(Millis now, const NodeId& node, const ShardSet& shards
     const uint32_t above = ShardOf(facts.parent_anchor_id());
     if (shards.Has(above) && shards_[above] != nullptr) {
       Shard& shard = *shards_[above];
-      Record* parent = FindRecord(shard, facts.parent_id());
+      Record* parent = shard.records.Edit(facts.parent_id());
       Edge& edge = parent != nullptr ? parent->children[facts.id.key]
                                      : shard.loose[facts.parent_id()][facts.id.key];
       edge.version = std::max(edge.version, entry.version);
@@ -243,7 +243,7 @@ void MetadataShard::MergeRecord(Millis now, Shard& shard, const Place& place,
   const BlockId id = entry.facts.id;
   if (IsForgotten(id, place)) return;
   const auto forget = [&](const Place& stray) { ForgetStray(shard, id, stray); };
-  Record* record = FindRecord(shard, id);
+  Record* record = shard.records.Edit(id);
   if (record != nullptr) {
     for (Copy& copy : record->copies) {
       if (copy.place != place) continue;
@@ -287,7 +287,7 @@ void MetadataShard::FinishStream(Millis now, const NodeId& node, Actions* action
     Shard& shard = *shards_[number];
     // What it had before it began anew and does not list, it has not any more.
     std::vector<std::pair<BlockId, Place>> lost;
-    for (const auto& [id, record] : shard.records) {
+    for (const auto& [id, record] : shard.records.all()) {
       for (const Copy& copy : record.copies) {
         if (copy.place.node == node && copy.marked && !copy.verified) {
           lost.emplace_back(id, copy.place);
@@ -296,7 +296,7 @@ void MetadataShard::FinishStream(Millis now, const NodeId& node, Actions* action
     }
     std::sort(lost.begin(), lost.end());
     for (const auto& [id, place] : lost) {
-      if (Record* record = FindRecord(shard, id); record != nullptr) {
+      if (Record* record = shard.records.Edit(id); record != nullptr) {
         RemoveCopy(now, shard, *record, place, actions);
       }
     }
@@ -319,11 +319,11 @@ void MetadataShard::FinishShard(Millis now, Shard& shard, Actions* actions) {
   }
   std::vector<std::pair<uint32_t, BlockId>> ids;
   for (const BlockId& id : shard.unsettled) {
-    ids.emplace_back(FindRecord(shard, id)->facts.ordinal, id);
+    ids.emplace_back(shard.records.Find(id)->facts.ordinal, id);
   }
   std::sort(ids.begin(), ids.end());
   for (const auto& [ordinal, id] : ids) {
-    if (Record* record = FindRecord(shard, id); record != nullptr) {
+    if (Record* record = shard.records.Edit(id); record != nullptr) {
       Advance(now, shard, *record, actions);
     }
   }
@@ -364,7 +364,7 @@ void MetadataShard::StartRepairs(Millis now, Actions* /*actions*/) {
     const std::vector<BlockId> ids(shard.repairs.begin(), shard.repairs.end());
     for (const BlockId& id : ids) {
       if (repairs_running_ >= options_.repairs_max) return;
-      Record* record = FindRecord(shard, id);
+      Record* record = shard.records.Edit(id);
       if (record == nullptr) {
         shard.repairs.erase(id);
         continue;
@@ -408,7 +408,7 @@ void MetadataShard::Tick(Millis now, Actions* actions) {
       if (owned == nullptr || !owned->loaded) continue;
       const std::vector<BlockId> ids(owned->unsettled.begin(), owned->unsettled.end());
       for (const BlockId& id : ids) {
-        if (Record* record = FindRecord(*owned, id); record != nullptr) {
+        if (Record* record = owned->records.Edit(id); record != nullptr) {
           Advance(now, *owned, *record, actions);
         }
       }

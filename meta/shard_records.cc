@@ -8,7 +8,7 @@ namespace kvcfs::meta {
 
 MetadataShard::Record& MetadataShard::AddRecord(Shard& shard, const BlockFacts& facts,
                                                 uint64_t version, uint64_t attach_id) {
-  Record& record = shard.records[facts.id];
+  Record& record = shard.records.Add(facts.id);
   record.facts = facts;
   record.version = version;
   record.attach_id = attach_id;
@@ -20,7 +20,7 @@ MetadataShard::Record& MetadataShard::AddRecord(Shard& shard, const BlockFacts& 
   if (facts.ordinal != 0 && !facts.begins_group()) {
     // The parent is in the same group, so in the same shard.
     const Edge edge{.version = attach_id, .local = true, .asked = Millis(0)};
-    if (Record* parent = FindRecord(shard, facts.parent_id()); parent != nullptr) {
+    if (Record* parent = shard.records.Edit(facts.parent_id()); parent != nullptr) {
       parent->children[facts.id.key] = edge;
       UpdateLeaf(shard, *parent);
     } else {
@@ -38,7 +38,7 @@ void MetadataShard::Advance(Millis now, Shard& shard, Record& record, Actions* a
     if (facts.ordinal == 0 || (facts.begins_group() && KVC_PLANTED(9))) {
       record.attached = true;
     } else if (!facts.begins_group()) {
-      Record* parent = FindRecord(shard, facts.parent_id());
+      Record* parent = shard.records.Edit(facts.parent_id());
       if (parent == nullptr && !shard.waiting.empty()) return;  // may come yet
       if (parent == nullptr || parent->doomed) {
         ++totals_.orphans_total;
@@ -94,7 +94,7 @@ void MetadataShard::BecomeVisible(Millis now, Shard& shard, Record& record, Acti
   }
   const SpaceId space = record.facts.id.space;
   for (const BlockKey& key : children) {
-    Record* child = FindRecord(shard, {space, key});
+    Record* child = shard.records.Edit({space, key});
     if (child != nullptr && child->state == State::kPending) Advance(now, shard, *child, actions);
   }
 }
@@ -133,12 +133,12 @@ void MetadataShard::Doom(Millis now, Shard& shard, Record& record, Actions* acti
       if (edge.local) local.push_back(key);
     }
     for (const BlockKey& key : local) {
-      if (Record* child = FindRecord(shard, {id.space, key}); child != nullptr) {
+      if (Record* child = shard.records.Edit({id.space, key}); child != nullptr) {
         Doom(now, shard, *child, actions);
       }
     }
     // The last child may have taken it along.
-    Record* still = FindRecord(shard, id);
+    Record* still = shard.records.Edit(id);
     if (still != nullptr) AdvanceRemoval(now, shard, *still, actions);
     return;
   }
@@ -178,9 +178,7 @@ void MetadataShard::AdvanceRemoval(Millis now, Shard& shard, Record& record, Act
 }
 
 void MetadataShard::Erase(Millis now, Shard& shard, const BlockId& id, Actions* actions) {
-  const auto found = shard.records.find(id);
-  const Record record = std::move(found->second);
-  shard.records.erase(found);
+  const Record record = shard.records.Take(id);
   shard.leaves.erase(id);
   shard.unsettled.erase(id);
   shard.repairs.erase(id);
@@ -214,7 +212,7 @@ void MetadataShard::EraseEdge(Millis now, Shard& shard, const BlockId& parent,
     if (edge != loose->second.end() && edge->second.version <= version) loose->second.erase(edge);
     if (loose->second.empty()) shard.loose.erase(loose);
   }
-  Record* record = FindRecord(shard, parent);
+  Record* record = shard.records.Edit(parent);
   if (record == nullptr) return;
   const auto edge = record->children.find(child);
   if (edge == record->children.end() || (edge->second.version > version && !KVC_PLANTED(11))) {
@@ -384,7 +382,8 @@ void MetadataShard::FinishGrant(Millis now, const TaskKey& key, const Task& task
   }
   for (const WaitingMatch& match : waiting) {
     AnswerMatch(now, match.call, match.request,
-                reply.code == Code::kNotFound ? Code::kNotFound : Code::kUnavailable, actions);
+                reply.code == Code::kNotFound ? Code::kNotFound : Code::kUnavailable, false,
+                actions);
   }
 }
 
@@ -394,7 +393,7 @@ void MetadataShard::FinishOfRecord(Millis now, const TaskKey& key, const Task& t
   const auto& [kind, id, other, node, generation] = key;
   const bool gone = reply.code == Code::kNotFound;
   Shard& shard = *shards_[task.shard];
-  Record* record = FindRecord(shard, id);
+  Record* record = shard.records.Edit(id);
   const auto* doom = std::get_if<DoomRequest>(&task.body);
   if (record == nullptr || !(kind == TaskKind::kDoom && !gone && !doom->only_ask)) DropTask(key);
   if (record == nullptr) return;

@@ -1,0 +1,105 @@
+// Which blocks have a record, and what a match says of them, kept close together: the records
+// themselves are large and lie all over the memory.
+//
+// An answer is put here when it was first made, and dropped before its record is changed.
+// Threads: one at a time.   Memory: 16 to 32 B for each record, and 192 B for each answer.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "meta/cluster_messages.h"
+#include "meta/flat_map.h"
+
+namespace kvcfs::meta {
+
+class MatchAnswers {
+ public:
+  static constexpr size_t kPlacesMax = 3;
+  struct alignas(64) Answer {
+    BlockId id;
+    BlockKey parent;
+    uint32_t ordinal = 0;
+    uint32_t length = 0, crc32c = 0, mtime_s = 0, children = 0;
+    uint32_t place_count = 0;
+    std::array<Place, kPlacesMax> places;  // the first in the second line, the others behind
+
+    FoundBlock Block() const {
+      const auto begin = places.begin();
+      return {id.key, length, crc32c, mtime_s, {begin, begin + place_count}, children};
+    }
+  };
+  static_assert(sizeof(Answer) == 192 && offsetof(Answer, places) + sizeof(Place) == 128);
+
+  // Two steps, so that what is far in memory comes for many at once.
+  void PrefetchPlace(const BlockId& id) const { index_.Prefetch(Hash(id)); }
+  void PrefetchAnswer(const BlockId& id) const {
+    const uint32_t at = index_.Get(Hash(id)).value_or(kNone);
+    if (at >= kMany) return;
+    const auto* lines = reinterpret_cast<const char*>(&answers_[at]);
+    __builtin_prefetch(lines);
+    __builtin_prefetch(lines + 64);
+  }
+
+  // False: it has no record.
+  bool MayHaveRecord(const BlockId& id) const { return index_.Get(Hash(id)).has_value(); }
+  // Null: none is known. Until the next change of anything here.
+  const Answer* Find(const BlockId& id) const {
+    const uint32_t at = index_.Get(Hash(id)).value_or(kNone);
+    return at < kMany && answers_[at].id == id ? &answers_[at] : nullptr;
+  }
+
+  // A record is there now, or no more.
+  void AddRecord(const BlockId& id) {
+    Drop(id);
+    // Of several with one hash nothing is remembered, nor which of them are left.
+    index_.Set(Hash(id), index_.Get(Hash(id)).has_value() ? kMany : kNone);
+  }
+  void EraseRecord(const BlockId& id) {
+    Drop(id);
+    if (index_.Get(Hash(id)) == kNone) index_.Erase(Hash(id));
+  }
+
+  // Of a block that has a record. Not of blocks in more places than kPlacesMax.
+  void Put(const BlockId& id, const BlockKey& parent, uint32_t ordinal, const FoundBlock& block) {
+    if (block.places.size() > kPlacesMax || index_.Get(Hash(id)) != kNone) return;
+    if (free_.empty()) {
+      free_.push_back(static_cast<uint32_t>(answers_.size()));
+      answers_.emplace_back();
+    }
+    const uint32_t at = free_.back();
+    free_.pop_back();
+    Answer& answer = answers_[at];
+    answer.id = id;
+    answer.parent = parent;
+    answer.ordinal = ordinal;
+    answer.length = block.length;
+    answer.crc32c = block.crc32c;
+    answer.mtime_s = block.mtime_s;
+    answer.children = block.children;
+    answer.place_count = static_cast<uint32_t>(block.places.size());
+    for (size_t i = 0; i < block.places.size(); ++i) answer.places[i] = block.places[i];
+    index_.Set(Hash(id), at);
+  }
+  // What was said of it is not said any more.
+  void Drop(const BlockId& id) {
+    const uint32_t at = index_.Get(Hash(id)).value_or(kNone);
+    if (at >= kMany) return;
+    free_.push_back(at);
+    index_.Set(Hash(id), kNone);
+  }
+
+ private:
+  static constexpr uint32_t kMany = UINT32_MAX - 1, kNone = UINT32_MAX;  // instead of an answer
+
+  static uint64_t Hash(const BlockId& id) {
+    const uint64_t hash = BlockIdHash()(id);
+    return hash == 0 ? 1 : hash;
+  }
+  FlatMap index_;
+  std::vector<Answer> answers_;
+  std::vector<uint32_t> free_;
+};
+
+}  // namespace kvcfs::meta
