@@ -34,7 +34,7 @@ Result<std::unique_ptr<MountCluster>> MountCluster::Make(const ClusterSettings& 
 }
 
 Status MountCluster::Join(meta::CopyStore* copies) {
-  const Status joined = runtime_->Start(copies);
+  Status joined = runtime_->Start(copies);
   if (joined.ok() || !resumed_) return joined;
   KVC_LOG(Error, "the cluster does not answer; all that is asked of it is a miss", "error={}",
           LogValue(joined.error().text));

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "fs/cluster_spaces.h"
+#include "fs/copy_holder.h"
 #include "tests/unit/fs/block_store_fixture.h"
 #include "tests/unit/fs/fake_cluster.h"
 
@@ -29,9 +30,13 @@ class Host : private StoreParts {
     uint64_t dram_bytes = 16u << 20;
     uint64_t nvme_bytes = 0;
     uint64_t told_blocks_max = 1'000'000;
+    bool holds = false;  // copies, for the cluster; in DRAM only
   };
   Host(FakeCluster* cluster, ManualClock* clock, const Sizes& sizes)
-      : cluster_(cluster), clock_(*clock), told_blocks_max_(sizes.told_blocks_max) {
+      : cluster_(cluster),
+        clock_(*clock),
+        told_blocks_max_(sizes.told_blocks_max),
+        holds_(sizes.holds) {
     dram_bytes_ = sizes.dram_bytes;
     nvme_bytes_ = sizes.nvme_bytes;
     Start();
@@ -47,6 +52,20 @@ class Host : private StoreParts {
     if (testing::Test::HasFatalFailure()) return;
     spaces_ = std::make_unique<NamespaceTable>(*meta_, clock_);
     ASSERT_TRUE(spaces_->Load().ok());
+    if (holds_) {
+      CopyHolderOptions holder;
+      holder.beside_mount = true;
+      auto opened = CopyHolder::Open(holder, {.meta = meta_.get(),
+                                              .slots = slots_.get(),
+                                              .resident = resident_.get(),
+                                              .clock = &clock_,
+                                              .backing = &backing_});
+      ASSERT_TRUE(opened.ok());
+      copies_ = std::move(*opened);
+      copies_->Join(cluster_);
+      copies_->Start();
+      cluster_->Join(copies_.get());
+    }
     BlockStoreOptions options;
     options.writeback_delay = Millis(0);
     options.lease_bytes_max = 32u << 20;
@@ -60,7 +79,8 @@ class Host : private StoreParts {
                                                                    .backing = &backing_,
                                                                    .notifier = &notifier_,
                                                                    .clock = &clock_,
-                                                                   .cluster = cluster_});
+                                                                   .cluster = cluster_,
+                                                                   .copies = copies_.get()});
     ASSERT_TRUE(blocks->Recover(newer).ok());
     spaces = std::make_unique<ClusterSpaces>(ClusterSpaces::Parts{.cluster = cluster_,
                                                                   .namespaces = spaces_.get(),
@@ -76,9 +96,14 @@ class Host : private StoreParts {
     if (blocks == nullptr) return;
     resident_->Stop();
     blocks->Stop();
+    if (copies_ != nullptr) {
+      cluster_->Join(nullptr);
+      copies_->Stop();
+    }
     segments_.reset();
     spaces.reset();
     blocks.reset();
+    copies_.reset();
     spaces_.reset();
     CloseParts();
   }
@@ -151,6 +176,7 @@ class Host : private StoreParts {
     blocks->Release(ino, open->handle);
     return text;
   }
+  uint32_t used_slots() const { return slots_->used_slots(); }
   Tier TierOf(const BlockKey& key) {
     const auto view = Find(key, Use::kPeek);
     return view ? view->tier : Tier::kNone;
@@ -191,6 +217,8 @@ class Host : private StoreParts {
   FakeCluster* const cluster_;
   ManualClock& clock_;
   const uint64_t told_blocks_max_;
+  const bool holds_;
+  std::unique_ptr<CopyHolder> copies_;
   CountedBacking backing_;
   NoNotifier notifier_;
   std::unique_ptr<NamespaceTable> spaces_;
@@ -548,6 +576,90 @@ TEST_F(NvmeCacheTest, MoreThanNvmeHolds) {
     EXPECT_EQ(a_->Read(ChainKey({}, i)), BytesOf(ChainKey({}, i))) << i;
     EXPECT_EQ(b_->Read(ChainKey({}, i)), BytesOf(ChainKey({}, i))) << i;
   }
+}
+
+// One of the hosts holds blocks for the cluster: what it writes.
+class HolderHostTest : public ClusterBlockStoreTest {
+ protected:
+  void SetUp() override {
+    ClusterBlockStoreTest::SetUp();
+    sizes_.holds = true;
+    a_ = std::make_unique<Host>(&cluster_, &clock_, sizes_);
+  }
+  void TearDown() override { a_->Stop(); }  // before the cluster that it holds copies for
+
+  static std::string Other() { return std::string(kBlockBytes, 'o'); }
+};
+
+TEST_F(HolderHostTest, WhatItWritesItReadsInTheSameSlots) {
+  const auto keys = a_->PutChain(5, 1);
+  EXPECT_EQ(a_->used_slots(), 5u);
+  for (const BlockKey& key : keys) {
+    EXPECT_EQ(a_->TierOf(key), Tier::kDram);
+    EXPECT_EQ(a_->Read(key), BytesOf(key));
+  }
+  EXPECT_EQ(a_->used_slots(), 5u);
+  EXPECT_EQ(cluster_.reads(), 0u);
+  EXPECT_EQ(b_->Match(keys), 5u);
+  EXPECT_EQ(b_->TierOf(keys[2]), Tier::kPeer);
+  EXPECT_EQ(b_->Read(keys[2]), BytesOf(keys[2]));
+}
+
+TEST_F(HolderHostTest, WhatIsSyncedBeforeItIsClosedIsOneSlotInTheEnd) {
+  const BlockKey key = ChainKey({}, 1);
+  EXPECT_EQ(a_->Put({}, key, BytesOf(key), true), 0);
+  EXPECT_EQ(a_->used_slots(), 1u);
+  EXPECT_EQ(a_->Read(key), BytesOf(key));
+  EXPECT_EQ(cluster_.reads(), 0u);
+}
+
+TEST_F(HolderHostTest, ALostRaceLeavesNothing) {
+  const BlockKey key = ChainKey({}, 1);
+  const auto ino = a_->Begin({}, key, Other());
+  ASSERT_TRUE(ino);
+  ASSERT_EQ(b_->Put({}, key), 0);
+  EXPECT_EQ(a_->Close(*ino), 0);
+  EXPECT_EQ(a_->used_slots(), 0u);
+  PassLeases();
+  EXPECT_EQ(a_->Read(key), BytesOf(key));
+}
+
+TEST_F(HolderHostTest, AnOpenFileKeepsItsSlotWhenTheCopyMovesAway) {
+  const auto keys = a_->PutChain(1, 1);
+  const Ino ino = a_->Find(keys[0])->block_ino();
+  const auto first = a_->blocks->Open({}, ino, O_RDONLY);
+  ASSERT_TRUE(first);
+  cluster_.MoveAway(a_->Id(keys[0]));
+  const auto second = a_->blocks->Open({}, ino, O_RDONLY);
+  ASSERT_TRUE(second);
+  EXPECT_EQ(second->backing_id, first->backing_id) << "an inode has one while it is open";
+  a_->blocks->Release(ino, first->handle);
+  a_->blocks->Release(ino, second->handle);
+  EXPECT_EQ(a_->used_slots(), 0u);
+  PassLeases();
+  EXPECT_EQ(a_->Read(keys[0]), BytesOf(keys[0]));
+  EXPECT_EQ(cluster_.reads(), 1u);
+}
+
+TEST_F(HolderHostTest, ADroppedBlockIsReadOnAndItsSuccessorIsAnother) {
+  const auto keys = a_->PutChain(1, 1);
+  const Ino ino = a_->Find(keys[0])->block_ino();
+  const auto open = a_->blocks->Open({}, ino, O_RDONLY);
+  ASSERT_TRUE(open);
+  ASSERT_TRUE(a_->blocks->Drop(a_->Space().id, keys[0], nullptr));
+  EXPECT_EQ(a_->used_slots(), 1u);
+  EXPECT_TRUE(a_->blocks->FindDropped(ino));
+  ASSERT_EQ(a_->Put({}, keys[0], Other()), 0);
+  const auto now = a_->Find(keys[0]);
+  ASSERT_TRUE(now);
+  EXPECT_NE(now->block_ino(), ino);
+  EXPECT_EQ(a_->ReadIno(now->block_ino()), Other());
+  const auto bytes = a_->blocks->Mapped(ino, open->handle);
+  ASSERT_TRUE(bytes);
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(bytes->data()), bytes->size()),
+            BytesOf(keys[0]));
+  a_->blocks->Release(ino, open->handle);
+  EXPECT_EQ(a_->used_slots(), 1u);
 }
 
 }  // namespace

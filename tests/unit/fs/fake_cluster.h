@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <memory>
 #include <optional>
@@ -38,6 +39,19 @@ class FakeCluster final : public meta::Cluster {
     MutexLock lock(mutex_);
     blocks_.at(id).bytes.clear();
   }
+  // One of its hosts holds copies, or no longer.
+  void Join(meta::CopyStore* copies) { copies_ = copies; }
+  // That host's copy goes, another has one.
+  void MoveAway(const meta::BlockId& id) {
+    uint64_t generation = 0;
+    {
+      MutexLock lock(mutex_);
+      Block& block = blocks_.at(id);
+      generation = std::exchange(block.generation, next_generation_++);
+      block.holder = kHolder;
+    }
+    copies_.load()->Free(id, generation);
+  }
   bool Has(const meta::BlockId& id) {
     MutexLock lock(mutex_);
     return blocks_.contains(id);
@@ -70,7 +84,7 @@ class FakeCluster final : public meta::Cluster {
 
   // ---- Cluster
   meta::NodeId self() const override { return {1, 1}; }
-  bool holds_blocks() const override { return false; }
+  bool holds_blocks() const override { return copies_.load() != nullptr; }
 
   Result<meta::MatchedPrefix> Match(const meta::SpaceId& space, std::span<const BlockKey> keys,
                                     bool lease, Millis) override {
@@ -114,8 +128,18 @@ class FakeCluster final : public meta::Cluster {
     }
     return facts;
   }
-  Result<uint32_t> Publish(const meta::BlockFacts& facts, std::optional<uint64_t>,
+  Result<uint32_t> Publish(const meta::BlockFacts& facts, std::optional<uint64_t> own,
                            std::span<const std::byte> bytes, Millis) override {
+    const Result<uint32_t> published = Commit(facts, own, bytes);
+    if (own && published.ok()) {
+      copies_.load()->Mark(facts.id, *own, *own);
+    } else if (own) {
+      copies_.load()->Free(facts.id, *own);
+    }
+    return published;
+  }
+  Result<uint32_t> Commit(const meta::BlockFacts& facts, std::optional<uint64_t> own,
+                          std::span<const std::byte> bytes) {
     MutexLock lock(mutex_);
     if (away_) return Away();
     if (facts.length != bytes.size() || facts.crc32c != Crc32c(bytes)) {
@@ -128,8 +152,10 @@ class FakeCluster final : public meta::Cluster {
     if (!facts.parent.IsZero() && !blocks_.contains({facts.id.space, facts.parent})) {
       return Error{Code::kNotFound, "the parent has gone"};
     }
-    blocks_[facts.id] = {
-        facts, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}, next_generation_++};
+    blocks_[facts.id] = {facts,
+                         {reinterpret_cast<const char*>(bytes.data()), bytes.size()},
+                         own ? *own : next_generation_++,
+                         own ? self() : kHolder};
     return facts.replicas;
   }
   Result<meta::Place> Read(const meta::SpaceId& space, const meta::FoundBlock& block,
@@ -151,10 +177,19 @@ class FakeCluster final : public meta::Cluster {
     return Error{Code::kNotFound, "nobody has it"};
   }
   Status Drop(const meta::BlockId& id, Millis) override {
-    MutexLock lock(mutex_);
-    if (away_) return Away();
-    if (!blocks_.contains(id)) return Error{Code::kNotFound, "no such block"};
-    Erase(id);
+    std::map<meta::BlockId, uint64_t> own;
+    {
+      MutexLock lock(mutex_);
+      if (away_) return Away();
+      if (!blocks_.contains(id)) return Error{Code::kNotFound, "no such block"};
+      for (const auto& [each, block] : blocks_) {
+        if (block.holder == self()) own[each] = block.generation;
+      }
+      Erase(id);
+      std::erase_if(own,
+                    [&](const auto& each) KVC_NO_ANALYSIS { return blocks_.contains(each.first); });
+    }
+    for (const auto& [each, generation] : own) copies_.load()->Free(each, generation);
     return {};
   }
   Result<std::vector<meta::FoundBlock>> Chain(const meta::BlockId& tip, Millis) override {
@@ -259,6 +294,7 @@ class FakeCluster final : public meta::Cluster {
     meta::BlockFacts facts;
     std::string bytes;
     uint64_t generation = 0;
+    meta::NodeId holder = kHolder;
   };
   static Error Away() { return {Code::kTimeout, "nobody answers"}; }
 
@@ -270,9 +306,12 @@ class FakeCluster final : public meta::Cluster {
   }
   meta::FoundBlock Found(const Block& block) KVC_REQUIRES(mutex_) {
     const meta::BlockFacts& facts = block.facts;
-    return {
-        facts.id.key,      facts.length, facts.crc32c, facts.mtime_s, {{kHolder, block.generation}},
-        Children(facts.id)};
+    return {facts.id.key,
+            facts.length,
+            facts.crc32c,
+            facts.mtime_s,
+            {{block.holder, block.generation}},
+            Children(facts.id)};
   }
   void Erase(const meta::BlockId& id) KVC_REQUIRES(mutex_) {
     std::vector<meta::BlockId> all = {id};
@@ -290,6 +329,7 @@ class FakeCluster final : public meta::Cluster {
   }
 
   const Clock& clock_;
+  std::atomic<meta::CopyStore*> copies_{nullptr};
   Mutex mutex_;
   bool away_ KVC_GUARDED_BY(mutex_) = false;
   bool leasing_ KVC_GUARDED_BY(mutex_) = true;
