@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 usage: tools/test.sh [--label LABEL]... [--preset PRESET]
-  --label LABEL    only tests with this ctest label (unit, integration, fault, ...); may be repeated
+  --label LABEL    only tests with this ctest label (unit, integration, fault, hosts, ...); may be repeated
   --preset PRESET  build and test another preset of CMakePresets.json: debug, asan-ubsan or tsan (default: release)
 TEXT
 }
@@ -45,7 +45,7 @@ if [[ $preset == tsan ]] && setarch -R true 2>/dev/null; then plainly=(setarch -
 # With labels only their programs; those of fuzz, sim and vm have no target of their own.
 targets=()
 for label in "${labels[@]}"; do
-  if [[ ! $label =~ ^(unit|fault|integration)$ ]]; then targets=(); break; fi
+  if [[ ! $label =~ ^(unit|fault|hosts|integration)$ ]]; then targets=(); break; fi
   targets+=(--target "tests_$label")
 done
 build() { cmake --preset "$preset" && "${plainly[@]}" cmake --build --preset "$preset" "${targets[@]}"; }
