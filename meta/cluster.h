@@ -26,6 +26,7 @@
 #include "base/result.h"
 #include "meta/cluster_messages.h"
 #include "meta/membership.h"
+#include "meta/name_messages.h"
 #include "meta/slot_headers.h"
 
 namespace kvcfs::meta {
@@ -216,12 +217,28 @@ class Cluster {
   // word.
   virtual Status RemoveSpace(const ClusterSpace& space) = 0;
 
+  // ---- Names of ordinary files: one node of the cluster owns those of a namespace
+
+  // Asks it, again and again until it answers; `request.epoch` and `request.request` are filled in.
+  // What the tree says is in NameReply::error.
+  virtual Result<NameReply> AskNames(NameRequest /*request*/, Millis /*timeout*/) {
+    return Error{Code::kUnsupported, "no names here"};
+  }
+  // One that nobody else ever gets.
+  virtual FileId NewFileId() { return {}; }
+
   // ---- Operation
 
   virtual ClusterStatus Describe() = 0;
   // Empties a node, or no longer.
   virtual Status SetDraining(std::string_view node, bool draining) = 0;
 };
+
+// The universe of the blocks that ordinary files of a namespace are made of: beside its own, so
+// that they are no blocks of it. Twice is back again.
+constexpr SpaceId FilesSpaceOf(const SpaceId& space) {
+  return {space.high ^ 0x6b76'6366'732d'6669u, space.low};
+}
 
 // Facts of block `index` of a chain that is known from its root on, as of Match or Chain: to
 // publish a further copy of it.

@@ -1,5 +1,8 @@
 #include "meta/cluster_runtime.h"
 
+#include <algorithm>
+#include <random>
+#include <thread>
 #include <utility>
 
 #include <fmt/format.h>
@@ -8,6 +11,9 @@
 
 namespace kvcfs::meta {
 namespace {
+
+constexpr Millis kNameCall{2000};  // one attempt; an owner may have to ask its copy
+constexpr Millis kNameRetry{20};
 
 Error Failed(Code code, std::string_view what, const BlockKey& key) {
   return Error{code, fmt::format("{} {}: {}", what, key.ToHex(), CodeName(code))};
@@ -18,6 +24,11 @@ Error Failed(Code code, std::string_view what, const BlockKey& key) {
 ClusterRuntime::ClusterRuntime(const ClusterRuntimeOptions& options,
                                std::unique_ptr<rdma::Transport> transport, const Clock* clock)
     : options_(options),
+      clock_(clock),
+      file_ids_([] {
+        std::random_device random;
+        return uint64_t{random()} << 32 | random();
+      }()),
       membership_([&] {
         MembershipOptions member;
         member.cluster = options.cluster;
@@ -30,6 +41,9 @@ ClusterRuntime::ClusterRuntime(const ClusterRuntimeOptions& options,
       transport_(std::move(transport)),
       peers_(transport_.get()),
       reader_(options.one_sided, clock, &peers_),
+      names_(options.self, {.clock = clock,
+                            .peers = &peers_,
+                            .may_serve = [this] { return membership_->MayServe(); }}),
       service_(
           [&] {
             ClusterService::Options service;
@@ -45,10 +59,11 @@ ClusterRuntime::ClusterRuntime(const ClusterRuntimeOptions& options,
            .may_serve = [this] { return membership_->MayServe(); },
            .promise = [this](uint64_t epoch) { return membership_->Promise(epoch); },
            .name_of_space = [this](const SpaceId& id) { return spaces_.NameOf(id); },
-           .status = [this] { return ToJson(Describe()); }}),
+           .status = [this] { return ToJson(Describe()); },
+           .names = &names_}),
       front_(options.self, options.times, clock, &peers_, &reader_, &service_) {}
 
-Status ClusterRuntime::Start(CopyStore* copies) {
+Status ClusterRuntime::Start(CopyStore* copies, MetaStore* names) {
   KVC_CHECK(!started_ && (copies != nullptr || !holds_blocks()));
   started_ = true;
   const bool exposes = options_.one_sided == OneSided::kAlways ||
@@ -57,6 +72,7 @@ Status ClusterRuntime::Start(CopyStore* copies) {
     copies_ = copies;
     copies->ExposeBy(transport_.get());
   }
+  names_.Start((options_.roles & kRoleMetadata) != 0 ? names : nullptr);
   service_.Start(copies);
   front_.Start();
   std::optional<ClusterNode> node;
@@ -79,6 +95,7 @@ Status ClusterRuntime::Start(CopyStore* copies) {
 
 void ClusterRuntime::TakeView(const std::shared_ptr<const ClusterView>& view) {
   peers_.SetView(*view);
+  names_.SetView(view);
   service_.SetView(view, membership_->incarnation());
   front_.SetView(*view);
 }
@@ -95,10 +112,12 @@ void ClusterRuntime::StopSilently() {
 
 void ClusterRuntime::EndParts() {
   if (!started_ || transport_ == nullptr) return;
+  ended_ = true;
   front_.Stop();
   service_.Stop();
   if (copies_ != nullptr) copies_->ExposeBy(nullptr);
   copies_ = nullptr;
+  names_.Stop();
   // Calls that are open end now, and with them the last that knows of our memory.
   peers_.Clear();
   transport_.reset();
@@ -232,6 +251,42 @@ Result<ClusterSpace> ClusterRuntime::SetSpace(const ClusterSpace& space) {
 }
 Status ClusterRuntime::RemoveSpace(const ClusterSpace& space) {
   return spaces_.Remove(space);
+}
+
+// ---- Names of ordinary files
+
+FileId ClusterRuntime::NewFileId() {
+  return {file_ids_, next_file_id_++};
+}
+
+Result<NameReply> ClusterRuntime::AskNames(NameRequest request, Millis timeout) {
+  const Millis until = clock_->Monotonic() + timeout;
+  request.request = NewFileId();
+  Error last{Code::kUnavailable, "nobody owns the names"};
+  while (true) {
+    const Millis left = until - clock_->Monotonic();
+    if (ended_) return Error{Code::kCancelled, "names"};
+    if (left <= Millis(0)) return last;
+    const auto view = membership_->view();
+    const auto nodes = view == nullptr ? std::vector<NodeId>() : NameNodesFor(*view, request.space);
+    const auto peer = nodes.empty() ? nullptr : peers_.Find(nodes[0]);
+    if (peer != nullptr) {
+      request.epoch = view->epoch;
+      const rdma::Reply answer =
+          peer->CallAndWait(kMethodNames, Encode(request), {.timeout = std::min(left, kNameCall)});
+      if (answer.code == Code::kCancelled || answer.code == Code::kDenied) {
+        return Error{answer.code, "names"};
+      }
+      if (answer.code == Code::kOk) {
+        KVC_TRY_ASSIGN(NameReply reply, DecodeNameReply(answer.head));
+        if (reply.code == Code::kOk) return reply;
+        last.code = reply.code;
+      } else {
+        last.code = answer.code;
+      }
+    }
+    std::this_thread::sleep_for(kNameRetry);
+  }
 }
 
 // ---- Operation

@@ -20,6 +20,7 @@
 #include "meta/cluster_service.h"
 #include "meta/copy_reader.h"
 #include "meta/membership.h"
+#include "meta/name_service.h"
 #include "meta/space_directory.h"
 #include "rdma/transport.h"
 
@@ -47,8 +48,9 @@ class ClusterRuntime final : public Cluster {
                  const Clock* clock);
   ~ClusterRuntime() override { Stop(); }
 
-  // Joins (or follows). `copies`: with the role of blocks.
-  Status Start(CopyStore* copies);
+  // Joins (or follows). `copies`: with the role of blocks. `names`: where a metadata node keeps
+  // names of ordinary files; null: it has none.
+  Status Start(CopyStore* copies, MetaStore* names = nullptr);
   // Leaves. Whoever waits in a method gets kCancelled.
   void Stop();
   // For tests: as if the process had died.
@@ -84,6 +86,9 @@ class ClusterRuntime final : public Cluster {
   Result<ClusterSpace> SetSpace(const ClusterSpace& space) override;
   Status RemoveSpace(const ClusterSpace& space) override;
 
+  Result<NameReply> AskNames(NameRequest request, Millis timeout) override;
+  FileId NewFileId() override;
+
   ClusterStatus Describe() override;
   Status SetDraining(std::string_view node, bool draining) override;
 
@@ -95,15 +100,20 @@ class ClusterRuntime final : public Cluster {
   void EndParts();
 
   const ClusterRuntimeOptions options_;
+  const Clock* const clock_;
+  const uint64_t file_ids_;  // the upper half of all that this one gives away
+  std::atomic<uint64_t> next_file_id_{1};
   rdma::Address address_;
   bool started_ = false;
   CopyStore* copies_ = nullptr;  // that lets peers read by regions
+  std::atomic<bool> ended_{false};
   // The transport goes first: it calls the service, and completes calls of the front.
   std::unique_ptr<Membership> membership_;
   SpaceDirectory spaces_;
   std::unique_ptr<rdma::Transport> transport_;
   ClusterPeers peers_;
   CopyReader reader_;
+  NameService names_;
   ClusterService service_;
   ClusterFront front_;
 };

@@ -443,6 +443,7 @@ void ClusterService::Serve(rdma::Method method, rdma::Bytes bytes, std::span<std
       return responder->Refuse(Code::kDenied, "slots are of all namespaces");
     return responder->Answer(meta::Encode(has_holder() ? copies_->Slots() : SlotTable()));
   }
+  if (method == kMethodNames) return ServeNames(bytes, responder);
   const auto request = DecodeRequest(method, bytes);
   if (!request.ok()) return responder->Refuse(request.code(), request.error().text);
   const Code allowed = CheckAccess(peer, *request, parts_.name_of_space);
@@ -463,6 +464,25 @@ void ClusterService::Serve(rdma::Method method, rdma::Bytes bytes, std::span<std
     return ServeRead(*read, responder, false);
   }
   ServeCore({responder, nullptr}, *request);
+}
+
+void ClusterService::ServeNames(const rdma::Bytes& bytes,
+                                const std::shared_ptr<rdma::Responder>& responder) {
+  auto request = DecodeNameRequest(bytes);
+  if (!request.ok()) return responder->Refuse(request.code(), request.error().text);
+  if (parts_.names == nullptr) return responder->Refuse(Code::kUnsupported, "no names here");
+  const rdma::PeerIdentity& peer = responder->peer();
+  const Code allowed = CheckNameAccess(peer, *request, parts_.name_of_space);
+  if (allowed == Code::kDenied) {
+    KVC_LOG(Warn, "a peer asked what it may not", "peer={} method={}", LogValue(peer.name),
+            kMethodNames);
+    return responder->Refuse(allowed, fmt::format("{} may not ask this", peer.name));
+  }
+  const auto answer = [responder](const NameReply& reply) { responder->Answer(Encode(reply)); };
+  NameReply refused;
+  refused.code = allowed != Code::kOk ? allowed : Code::kBusy;
+  refused.epoch = epoch_.load();
+  if (allowed != Code::kOk || !parts_.names->Serve(std::move(*request), answer)) answer(refused);
 }
 
 void ClusterService::ServeCore(const Asker& asker, const Request& request) {

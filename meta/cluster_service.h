@@ -28,6 +28,7 @@
 #include "meta/cluster_peers.h"
 #include "meta/copy_reader.h"
 #include "meta/metadata_shard.h"
+#include "meta/name_service.h"
 #include "meta/request_access.h"
 #include "meta/worker_pool.h"
 #include "rdma/transport.h"
@@ -54,6 +55,7 @@ class ClusterService final : public rdma::Service {
     std::function<Millis(uint64_t epoch)> promise;  // likewise
     NameOfSpace name_of_space;
     std::function<std::string()> status;  // JSON; may block
+    NameService* names = nullptr;         // null: kUnsupported
   };
   ClusterService(const Options& options, Parts parts);
   ~ClusterService() override;
@@ -123,6 +125,7 @@ class ClusterService final : public rdma::Service {
   bool ServePut(const BlockFacts& facts, std::span<const std::byte> bytes, const Asker& asker);
   void ServeRead(const ReadRequest& request, const std::shared_ptr<rdma::Responder>& responder,
                  bool may_wait);
+  void ServeNames(const rdma::Bytes& bytes, const std::shared_ptr<rdma::Responder>& responder);
   void ServeCore(const Asker& asker, const Request& request) KVC_EXCLUDES(mutex_, queue_mutex_);
   Reply Plain(Code code) const;
 

@@ -66,4 +66,15 @@ Code CheckAccess(const rdma::PeerIdentity& peer, const Request& request, const N
       request.body);
 }
 
+Code CheckNameAccess(const rdma::PeerIdentity& peer, const NameRequest& request,
+                     const NameOfSpace& name) {
+  if (IsForNodes(request.op)) {
+    return peer.is_node && peer.all_namespaces ? Code::kOk : Code::kDenied;
+  }
+  if (peer.all_namespaces) return Code::kOk;
+  const auto known = name(request.space);
+  if (!known) return Code::kUnavailable;
+  return peer.MayUse(*known) ? Code::kOk : Code::kDenied;
+}
+
 }  // namespace kvcfs::meta

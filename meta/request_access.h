@@ -9,6 +9,7 @@
 #include <string>
 
 #include "meta/cluster_messages.h"
+#include "meta/name_messages.h"
 
 namespace kvcfs::meta {
 
@@ -18,5 +19,8 @@ using NameOfSpace = std::function<std::optional<std::string>(const SpaceId&)>;
 // kDenied; kUnavailable: a namespace that is not known here (yet), asked by one who is of some
 // only.
 Code CheckAccess(const rdma::PeerIdentity& peer, const Request& request, const NameOfSpace& name);
+// The same for what is asked about names of ordinary files.
+Code CheckNameAccess(const rdma::PeerIdentity& peer, const NameRequest& request,
+                     const NameOfSpace& name);
 
 }  // namespace kvcfs::meta

@@ -76,8 +76,9 @@ std::optional<ClusterSpace> SpaceDirectory::Find(std::string_view name) const {
 
 std::optional<ClusterSpace> SpaceDirectory::Find(const SpaceId& id) const {
   const MutexLock lock(mutex_);
-  const auto at = std::find_if(spaces_.begin(), spaces_.end(),
-                               [&](const auto& entry) { return entry.second.id == id; });
+  const auto at = std::find_if(spaces_.begin(), spaces_.end(), [&](const auto& entry) {
+    return entry.second.id == id || entry.second.id == FilesSpaceOf(id);
+  });
   return at == spaces_.end() ? std::nullopt : std::optional(at->second);
 }
 

@@ -80,7 +80,7 @@ class Server {
     RegisterClusterMetrics(cluster_.get());
     KVC_LOG(Info, "joining the cluster", "name={} etcd={}", LogValue(options_.cluster.name),
             LogValue(options_.config.cluster.etcd));
-    KVC_TRY(cluster_->Start(copies_.get()));
+    KVC_TRY(cluster_->Start(copies_.get(), meta_.get()));
     const std::string& address = options_.config.node.metrics_address;
     if (!address.empty()) KVC_TRY(metrics_.Start(address));
     serving_ = true;

@@ -25,3 +25,4 @@ kvc_test(unit unit/meta/cluster_runtime_test kvcfs_meta nlohmann_json::nlohmann_
 kvc_test(unit unit/meta/one_sided_race_test kvcfs_meta)
 kvc_test(unit unit/meta/slot_headers_test kvcfs_meta)
 kvc_test(unit unit/meta/read_way_test kvcfs_meta)
+kvc_test(unit unit/meta/name_table_test kvcfs_meta)
