@@ -28,23 +28,14 @@ int64_t NanosOf(const struct timespec& time) {
   return time.tv_sec * 1'000'000'000 + time.tv_nsec;
 }
 
-// Some attributes also steer us. 0, or what is wrong with the value.
-int ApplyToFlags(InodeRecord& record, const std::string& name, const std::string* value) {
-  const bool place = name == kPlaceXattr;
-  if (!place && name != kEvictXattr) return 0;
-  const std::string_view on = place ? "disk" : "never";
-  if (value != nullptr && *value != on && *value != "auto") return EINVAL;
-  record.Set(place ? InodeRecord::kOnDisk : InodeRecord::kNeverEvict,
-             value != nullptr && *value == on);
-  return 0;
-}
-
 // All but the blocks, which also depend on where the content is.
 struct stat AttrOf(Ino ino, const InodeRecord& record) {
   struct stat attr {};
   attr.st_ino = ino;
   attr.st_mode = record.mode;
-  attr.st_nlink = record.nlink;
+  // In a cluster, names may come and go that are not known here.
+  attr.st_nlink =
+      record.nlink == 0 || record.shared.links == 0 ? record.nlink : record.shared.links;
   attr.st_uid = record.uid;
   attr.st_gid = record.gid;
   attr.st_rdev = record.device;
@@ -57,6 +48,16 @@ struct stat AttrOf(Ino ino, const InodeRecord& record) {
 }
 
 }  // namespace
+
+int ApplyXattrToFlags(InodeRecord& record, const std::string& name, const std::string* value) {
+  const bool place = name == kPlaceXattr;
+  if (!place && name != kEvictXattr) return 0;
+  const std::string_view on = place ? "disk" : "never";
+  if (value != nullptr && *value != on && *value != "auto") return EINVAL;
+  record.Set(place ? InodeRecord::kOnDisk : InodeRecord::kNeverEvict,
+             value != nullptr && *value == on);
+  return 0;
+}
 
 struct stat TieredFileTree::StatOf(FileNode& node) {
   if (node.slot != 0) content_.RefreshFromDisk(node);
@@ -175,7 +176,7 @@ FsStatus TieredFileTree::SetXattr(const Caller& caller, Ino ino, const std::stri
   RecordChanges changes(store_, {*node});
   InodeRecord& record = changes.Of(*node);
   if (record.nlink == 0 && record.IsDirectory()) return Fail(ENOENT);
-  if (const int wrong = ApplyToFlags(record, name, &value)) return Fail(wrong);
+  if (const int wrong = ApplyXattrToFlags(record, name, &value)) return Fail(wrong);
   record.Set(InodeRecord::kHasXattrs, true);
   record.ctime_nanos = NowNanos();
   changes.batch().Put(XattrKey(ino, name), value);
@@ -216,7 +217,7 @@ FsStatus TieredFileTree::RemoveXattr(const Caller& caller, Ino ino, const std::s
   if (!*before) return caller.resent ? FsStatus() : Fail(ENODATA);
   RecordChanges changes(store_, {*node});
   InodeRecord& record = changes.Of(*node);
-  (void)ApplyToFlags(record, name, nullptr);
+  (void)ApplyXattrToFlags(record, name, nullptr);
   record.ctime_nanos = NowNanos();
   changes.batch().Delete(XattrKey(ino, name));
   return changes.Write();

@@ -161,6 +161,8 @@ void FileContent::QueueCopy(FileNode& node, Millis delay) {
 
 void FileContent::BeginChange(FileNode& node) {
   ++node.changes;
+  node.record.shared.dirty = true;
+  node.record.shared.remote = false;
   if (node.record.home == Home::kDisk) return;  // in place, without versions
   SlotRecord& slot = Slot(node);
   if ((slot.flags & iouring::kSlotWriting) == 0) {

@@ -16,11 +16,11 @@ constexpr uint64_t kAllocatorId = 1;  // DESIGN of inode numbers: one per machin
 constexpr uint64_t kCookieDot = 1, kCookieDotDot = 2;
 constexpr size_t kGoneMax = 16384;
 
-Ino InoOf(uint64_t number) {
+}  // namespace
+
+Ino FileInoOf(uint64_t number) {
   return static_cast<uint64_t>(InoKind::kFile) << kInoKindShift | kAllocatorId << 46 | number;
 }
-
-}  // namespace
 
 // ---- nodes
 
@@ -175,7 +175,7 @@ FsResult<NodeRef> TieredFileTree::MakeInode(const Caller& caller, Ino parent,
     MutexLock lock((*directory)->attr);
     above = (*directory)->record;
   }
-  const auto node = std::make_shared<FileNode>(InoOf(*number));
+  const auto node = std::make_shared<FileNode>(FileInoOf(*number));
   const bool is_directory = (what.mode & S_IFMT) == S_IFDIR;
   {
     RecordChanges changes(store_, {node, is_directory ? *directory : nullptr});
@@ -306,6 +306,10 @@ bool TieredFileTree::DropName(RecordChanges& changes, const NodeRef& node, Ino p
   }
   if (record.Has(InodeRecord::kManyLinks)) {
     store_.RemoveLink(changes.batch(), node->ino, parent, name);
+  }
+  if (record.nlink == 0) {
+    store_.DeleteShared(changes.batch(), record);
+    record.shared = {};
   }
   return false;
 }
@@ -569,7 +573,7 @@ FsResult<Ino> TieredFileTree::MakeRoot(uid_t uid, gid_t gid, mode_t mode,
   MutexLock names(names_);
   const FsResult<uint64_t> number = store_.NextNumber();
   if (!number) return Fail(number.error().value);
-  const auto node = std::make_shared<FileNode>(InoOf(*number));
+  const auto node = std::make_shared<FileNode>(FileInoOf(*number));
   RecordChanges changes(store_, {node});
   InodeRecord& record = changes.Of(node);
   record.mode = S_IFDIR | (mode & 07777);

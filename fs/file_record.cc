@@ -8,6 +8,7 @@ namespace kvcfs::fs {
 namespace {
 
 constexpr uint32_t kInodeVersion = 1;
+constexpr uint32_t kSharedVersion = 2;    // with SharedBytes at the end
 constexpr uint64_t kResentPlaces = 1024;  // far more than requests that can be without an answer
 
 struct InodeHead {
@@ -29,6 +30,14 @@ struct InodeHead {
   uint32_t name_bytes, target_bytes;  // both follow
 };
 static_assert(sizeof(InodeHead) == 160);
+
+struct SharedBytes {
+  uint64_t id_high, id_low, content_high, content_low;
+  uint64_t change;
+  uint32_t links, flags;
+};
+static_assert(sizeof(SharedBytes) == 48);
+constexpr uint32_t kRemote = 1, kDirty = 2;
 
 struct DentryBytes {
   uint64_t ino, cookie;
@@ -95,9 +104,17 @@ std::string ResentKey(uint64_t unique) {
   return Prefix('R', unique / 2 % kResentPlaces);
 }
 
+std::string SharedKey(Ino root, const meta::FileId& file) {
+  std::string key = Prefix('g', root);
+  AppendNumber(key, file.high);
+  AppendNumber(key, file.low);
+  return key;
+}
+
 std::string EncodeInode(const InodeRecord& record) {
   InodeHead head{};
-  head.version = kInodeVersion;
+  const bool shared = record.shared.id.valid();
+  head.version = shared ? kSharedVersion : kInodeVersion;
   head.mode = record.mode;
   head.uid = record.uid;
   head.gid = record.gid;
@@ -123,8 +140,19 @@ std::string EncodeInode(const InodeRecord& record) {
   head.name_bytes = static_cast<uint32_t>(record.name.size());
   head.target_bytes = static_cast<uint32_t>(record.target.size());
   std::string bytes;
-  bytes.reserve(sizeof head + record.name.size() + record.target.size());
+  bytes.reserve(sizeof head + record.name.size() + record.target.size() + sizeof(SharedBytes));
   bytes.append(BytesOf(head)).append(record.name).append(record.target);
+  if (shared) {
+    const SharedState& state = record.shared;
+    const SharedBytes tail{state.id.high,
+                           state.id.low,
+                           state.content.high,
+                           state.content.low,
+                           state.change,
+                           state.links,
+                           (state.remote ? kRemote : 0) | (state.dirty ? kDirty : 0)};
+    bytes.append(BytesOf(tail));
+  }
   const uint32_t crc = CrcOf(std::string_view(bytes).substr(sizeof crc));
   std::memcpy(bytes.data(), &crc, sizeof crc);
   return bytes;
@@ -134,8 +162,11 @@ std::optional<InodeRecord> DecodeInode(std::string_view bytes) {
   InodeHead head{};
   if (bytes.size() < sizeof head) return std::nullopt;
   std::memcpy(&head, bytes.data(), sizeof head);
-  if (head.version != kInodeVersion || head.crc32c != CrcOf(bytes.substr(sizeof head.crc32c)) ||
-      bytes.size() != sizeof head + uint64_t{head.name_bytes} + head.target_bytes ||
+  const bool shared = head.version == kSharedVersion;
+  if ((!shared && head.version != kInodeVersion) ||
+      head.crc32c != CrcOf(bytes.substr(sizeof head.crc32c)) ||
+      bytes.size() != sizeof head + uint64_t{head.name_bytes} + head.target_bytes +
+                          (shared ? sizeof(SharedBytes) : 0) ||
       head.home > static_cast<uint32_t>(Home::kDisk)) {
     return std::nullopt;
   }
@@ -163,7 +194,17 @@ std::optional<InodeRecord> DecodeInode(std::string_view bytes) {
   record.root = head.root;
   record.parent = head.parent;
   record.name = bytes.substr(sizeof head, head.name_bytes);
-  record.target = bytes.substr(sizeof head + head.name_bytes);
+  record.target = bytes.substr(sizeof head + head.name_bytes, head.target_bytes);
+  if (shared) {
+    SharedBytes tail{};
+    std::memcpy(&tail, bytes.data() + bytes.size() - sizeof tail, sizeof tail);
+    record.shared.id = {tail.id_high, tail.id_low};
+    record.shared.content = {tail.content_high, tail.content_low};
+    record.shared.change = tail.change;
+    record.shared.links = tail.links;
+    record.shared.remote = (tail.flags & kRemote) != 0;
+    record.shared.dirty = (tail.flags & kDirty) != 0;
+  }
   return record;
 }
 

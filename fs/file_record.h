@@ -5,6 +5,7 @@
 //   'd' directory cookie   -> ino, type, name: the same entry in listing order
 //   'l' ino directory name -> empty: the links of an inode that has had more than one
 //   'x' ino name           -> an extended attribute
+//   'g' root file          -> ino: which inode here is that file of the cluster
 //   'R' place              -> unique, ino: what a recent request did (for requests that are resent)
 // Numbers in keys are big-endian, so that records sort by them; values are little-endian.
 #pragma once
@@ -16,6 +17,7 @@
 
 #include "fs/fs_types.h"
 #include "iouring/segment_store.h"
+#include "meta/name_messages.h"
 
 namespace kvcfs::fs {
 
@@ -33,6 +35,17 @@ struct StableVersion {
   uint64_t length = 0;
   int64_t mtime_nanos = 0;
   iouring::SegmentPlace place;  // not valid if length is 0
+};
+
+// What a host of a cluster knows of an inode that all hosts have (fs/cluster_file_tree.h).
+struct SharedState {
+  meta::FileId id;       // not valid: it is of this host alone so far
+  meta::FileId content;  // the version that the bytes here are, or shall be
+  uint64_t change = 0;   // of meta::SharedFile, as of which the attributes are
+  uint32_t links = 0;    // of all hosts
+  bool remote = false;   // the bytes are not here
+  bool dirty = false;    // the bytes here are newer, and to be published
+  friend bool operator==(const SharedState&, const SharedState&) = default;
 };
 
 struct InodeRecord {
@@ -58,6 +71,7 @@ struct InodeRecord {
   Ino parent = 0;                // directories, and files without kManyLinks
   std::string name;              // in parent
   std::string target;            // symlinks; of a root: the namespace's UUID
+  SharedState shared;
 
   bool IsDirectory() const { return (mode & S_IFMT) == S_IFDIR; }
   bool IsRegular() const { return (mode & S_IFMT) == S_IFREG; }
@@ -82,6 +96,7 @@ std::string CookieKey(Ino directory, uint64_t cookie);
 std::string LinkKey(Ino ino, Ino directory, std::string_view name);
 std::string XattrKey(Ino ino, std::string_view name);
 std::string ResentKey(uint64_t unique);
+std::string SharedKey(Ino root, const meta::FileId& file);
 std::string Prefix(char kind, uint64_t number);  // of all records of one inode or directory
 uint64_t NumberIn(std::string_view key, size_t at);
 

@@ -125,6 +125,7 @@ void TieredFileTree::TakeOver(Ino ino, InodeRecord& record, SlotId id, Recovery&
     record.size = 0;
   }
   if (changed != 0) record.mtime_nanos = slot.mtime_nanos;
+  if (slot.version > record.version) record.shared.dirty = true;
   record.ctime_nanos = std::max(record.ctime_nanos, record.mtime_nanos);
   record.version = std::max(record.version, slot.version);
   if (record.home != Home::kDisk) {
@@ -156,6 +157,9 @@ bool TieredFileTree::Revert(InodeRecord& record, Recovery& recovery) {
   record.blocks = 0;
   record.version = std::max(record.version, record.stable.version);
   record.Set(InodeRecord::kUnpublished, false);
+  // An old version, and no news to other hosts.
+  record.shared.content = {};
+  record.shared.dirty = false;
   return true;
 }
 
@@ -185,7 +189,9 @@ void TieredFileTree::RecoverInode(Ino ino, InodeRecord record, Recovery& recover
   bool keep = true;
   if (record.IsRegular()) {
     const SlotId id = ChooseSlot(ino, recovery);
-    if (options_.resumed && id != 0) {
+    if (record.shared.remote) {
+      if (id != 0) parts_.slots->Free(id);  // they were being fetched
+    } else if (options_.resumed && id != 0) {
       TakeOver(ino, record, id, recovery);
     } else if (record.nlink == 0) {
       if (id != 0) parts_.slots->Free(id);

@@ -92,9 +92,8 @@ void NameStore::PutInode(meta::MetaBatch& batch, Ino ino, const InodeRecord& rec
 
 void NameStore::DeleteInode(meta::MetaBatch& batch, Ino ino, const InodeRecord& record) {
   batch.Delete(InodeKey(ino));
-  if (record.Has(InodeRecord::kHasXattrs)) {
-    batch.DeleteRange(Prefix('x', ino), EndOf(Prefix('x', ino)));
-  }
+  DeleteShared(batch, record);
+  ClearXattrs(batch, ino, record);
   if (record.Has(InodeRecord::kManyLinks)) {
     batch.DeleteRange(Prefix('l', ino), EndOf(Prefix('l', ino)));
   }
@@ -173,6 +172,27 @@ std::vector<NameStore::LinkName> NameStore::LinksOf(Ino ino, const InodeRecord& 
                      std::string(cursor->key().substr(prefix.size() + 8))});
   }
   return links;
+}
+
+FsResult<std::optional<Ino>> NameStore::FindShared(Ino root, const meta::FileId& file) {
+  Result<std::optional<std::string>> bytes = meta_.Get(SharedKey(root, file));
+  if (!bytes.ok() && bytes.code() != Code::kCorrupt) return Fail(ErrnoOf(bytes.code()));
+  if (!bytes.ok() || !*bytes) return std::optional<Ino>();
+  const std::optional<Dentry> entry = DecodeDentry(**bytes);
+  return entry ? std::optional(entry->ino) : std::nullopt;
+}
+
+void NameStore::PutShared(meta::MetaBatch& batch, Ino root, const meta::FileId& file, Ino ino) {
+  batch.Put(SharedKey(root, file), EncodeDentry({ino, 0}));
+}
+
+void NameStore::DeleteShared(meta::MetaBatch& batch, const InodeRecord& record) {
+  if (record.shared.id.valid()) batch.Delete(SharedKey(record.root, record.shared.id));
+}
+
+void NameStore::ClearXattrs(meta::MetaBatch& batch, Ino ino, const InodeRecord& record) {
+  if (!record.Has(InodeRecord::kHasXattrs)) return;
+  batch.DeleteRange(Prefix('x', ino), EndOf(Prefix('x', ino)));
 }
 
 FsResult<std::optional<std::string>> NameStore::GetXattr(Ino ino, std::string_view name) {

@@ -51,6 +51,12 @@ class NameStore {
   // All names of an inode, from its record or its link records.
   std::vector<LinkName> LinksOf(Ino ino, const InodeRecord& record);
 
+  // Which inode here is a file of the cluster.
+  FsResult<std::optional<Ino>> FindShared(Ino root, const meta::FileId& file);
+  void PutShared(meta::MetaBatch& batch, Ino root, const meta::FileId& file, Ino ino);
+  void DeleteShared(meta::MetaBatch& batch, const InodeRecord& record);
+
+  void ClearXattrs(meta::MetaBatch& batch, Ino ino, const InodeRecord& record);
   FsResult<std::optional<std::string>> GetXattr(Ino ino, std::string_view name);
   FsResult<std::vector<std::string>> ListXattrs(Ino ino);
 

@@ -2,8 +2,8 @@
 //
 // NameStore (records), InodeTable (nodes in memory), FileContent (bytes), FileWriteBack (behind the
 // calls). file_names.cc: calls on names; file_open.cc: open files; file_attributes.cc: stat,
-// xattrs; file_eviction.cc: tiers; file_recovery.cc: after a start. Lock order: node.content,
-// names_, node.attr, locks of the parts. Several node.attr at once only
+// xattrs; file_eviction.cc: tiers; file_recovery.cc: after a start; file_mirror.cc: in a cluster.
+// Lock order: node.content, names_, node.attr, locks of the parts. Several node.attr at once only
 //   under names_. No I/O on content under names_.
 #pragma once
 
@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "fs/file_content.h"
+#include "fs/file_mirror.h"
 #include "fs/file_queues.h"
 #include "fs/file_tree.h"
 #include "fs/file_write_back.h"
@@ -27,7 +28,12 @@
 
 namespace kvcfs::fs {
 
-class TieredFileTree final : public FileTree {
+// The inode with this number of the NameStore.
+Ino FileInoOf(uint64_t number);
+// Some xattrs also steer us. 0, or what is wrong with the value; null: it is removed.
+int ApplyXattrToFlags(InodeRecord& record, const std::string& name, const std::string* value);
+
+class TieredFileTree final : public FileTree, public FileMirror {
  public:
   TieredFileTree(const FileTreeOptions& options, const FileTreeParts& parts);
   ~TieredFileTree() override;
@@ -93,6 +99,24 @@ class TieredFileTree final : public FileTree {
   Status WriteBackAll() override { return write_back_.All(); }
   FileTreeStats Stats() override;
 
+  // ---- FileMirror (file_mirror.cc)
+  FsResult<LocalFile> Describe(Ino ino) override;
+  FsResult<std::optional<LocalFile>> Find(Ino parent, const std::string& name) override;
+  FsResult<Ino> Mirror(Ino parent, const std::string& name, const meta::SharedFile& file) override;
+  void Update(Ino root, const meta::SharedFile& file) override;
+  void Forget(Ino parent, const std::string& name) override;
+  void ForgetShared(Ino directory) override;
+  FsStatus Fill(Ino ino, const meta::FileId& content_id, size_t piece_bytes,
+                const ReadPiece& read) override;
+  FsResult<uint64_t> Seal(Ino ino) override;
+  FsResult<size_t> ReadHere(Ino ino, uint64_t offset, std::span<std::byte> into) override;
+  FsStatus SetPublished(Ino ino, const meta::SharedFile& file, uint64_t changes) override;
+  FsStatus Detach(Ino ino) override;
+  FsResult<EntryReply> EntryOf(Ino ino) override;
+  void CountLookup(Ino ino) override;
+  FsStatus ListLocal(Ino directory, uint64_t cookie, const VisitName& visit) override;
+  std::vector<Ino> Unpublished() override;
+
  private:
   using Where = FileContent::Where;
 
@@ -138,6 +162,18 @@ class TieredFileTree final : public FileTree {
                           const Named& to) KVC_REQUIRES(names_);
   FsResult<bool> IsBelow(Ino directory, Ino top) KVC_REQUIRES(names_);
   FsStatus ClearDirectory(Ino directory);
+
+  // The inode here of a file of the cluster, or null.
+  NodeRef SharedNode(Ino root, const meta::FileId& id) KVC_REQUIRES(names_);
+  FsResult<NodeRef> MakeMirrored(const NodeRef& directory, const std::string& name,
+                                 const meta::SharedFile& file) KVC_REQUIRES(names_);
+  FsStatus NameMirrored(const NodeRef& directory, const std::string& name, const NodeRef& node,
+                        bool instead) KVC_REQUIRES(names_);
+  void PutXattrs(meta::MetaBatch& batch, Ino ino, InodeRecord& record,
+                 const meta::SharedFile& file);
+  // False: it is open, and its bytes are of another version.
+  bool TakeAttributes(const NodeRef& node, const meta::SharedFile& file);
+  void Unname(const NodeRef& node);
   std::string PathOf(Ino ino);  // for logs
 
   // Removes an inode under all its names. False if it is in use. Content goes too.

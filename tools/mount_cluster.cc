@@ -33,8 +33,8 @@ Result<std::unique_ptr<MountCluster>> MountCluster::Make(const ClusterSettings& 
   return self;
 }
 
-Status MountCluster::Join(meta::CopyStore* copies) {
-  Status joined = runtime_->Start(copies);
+Status MountCluster::Join(meta::CopyStore* copies, meta::MetaStore* names) {
+  Status joined = runtime_->Start(copies, names);
   if (joined.ok() || !resumed_) return joined;
   KVC_LOG(Error, "the cluster does not answer; all that is asked of it is a miss", "error={}",
           LogValue(joined.error().text));

@@ -30,8 +30,8 @@ class MountCluster {
   // Of the blocks here, some are the cluster's.
   bool holds_blocks() const { return runtime_->holds_blocks(); }
 
-  // `copies`: where it holds blocks.
-  Status Join(meta::CopyStore* copies);
+  // `copies`: where it holds blocks. `names`: where it keeps names as a metadata node.
+  Status Join(meta::CopyStore* copies, meta::MetaStore* names);
   // Whoever waits for an answer gets none.
   void Leave();
 

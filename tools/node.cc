@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "fs/block_store.h"
+#include "fs/cluster_file_tree.h"
 #include "fs/cluster_spaces.h"
 #include "fs/copy_holder.h"
 #include "fs/file_tree.h"
@@ -256,6 +257,10 @@ int RunNode(const NodeOptions& options) {
   };
   tree_options.attr_timeout_s = seconds(config.fs.attr_timeout);
   tree_options.entry_timeout_s = seconds(config.fs.entry_timeout);
+  if (!config.cluster.etcd.empty()) {
+    // Other hosts change names and attributes, too.
+    tree_options.attr_timeout_s = tree_options.entry_timeout_s = 0;
+  }
   tree_options.lease = config.fs.lease;
   // Leases of both kinds together cover at most half of the tier.
   const uint64_t capacity = segments != nullptr ? options.nvme_bytes : options.dram_bytes;
@@ -312,6 +317,14 @@ int RunNode(const NodeOptions& options) {
       return copies->Has(entry.meta, entry.place);
     });
   }
+  fs::ClusterFileTree* shared_files = nullptr;
+  if (cluster != nullptr) {
+    auto shared = std::make_unique<fs::ClusterFileTree>(
+        std::move(*files),
+        fs::ClusterFileTree::Parts{.cluster = cluster, .namespaces = &namespaces, .clock = &clock});
+    shared_files = shared.get();
+    *files = std::move(shared);
+  }
 
   fs::BlockStoreOptions block_options;
   block_options.lease = config.fs.lease;
@@ -348,6 +361,7 @@ int RunNode(const NodeOptions& options) {
   const auto stop = [&] {
     Metrics::Get().ClearReaders();
     resident.Stop();
+    if (shared_files != nullptr) shared_files->Stop();
     if (joined != nullptr) joined->Leave();
     if (copies != nullptr) {
       // What came until the cluster was left.
@@ -364,7 +378,7 @@ int RunNode(const NodeOptions& options) {
   };
   std::optional<fs::ClusterSpaces> spaces;
   if (cluster != nullptr) {
-    if (const Status in = joined->Join(copies.get()); !in.ok()) {
+    if (const Status in = joined->Join(copies.get(), store->get()); !in.ok()) {
       stop();
       return fail("cluster", in.error());
     }
@@ -374,6 +388,7 @@ int RunNode(const NodeOptions& options) {
                                             .files = files->get(),
                                             .clock = &clock});
     spaces->Follow();
+    shared_files->Start();
   }
 
   NodeStats stats({.options = &options,
