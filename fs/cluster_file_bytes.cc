@@ -111,7 +111,7 @@ FsStatus ClusterFileTree::TellVersion(const LocalFile& local, const Upload& uplo
     request.directory = target.directory->shared_id();
     request.name = *target.name;
   }
-  const auto reply = Ask(std::move(request));
+  const auto reply = Ask(request);
   if (!reply) return Fail(reply.error().error);
   if (reply->error != NameError::kNone) {
     DropLater(local.space, {upload.file}, Millis(0));
@@ -222,7 +222,7 @@ FsStatus ClusterFileTree::Fetch(Ino ino) {
     missing.op = NameOp::kMissing;
     missing.file.id = local->record.shared.id;
     missing.file.content = content;
-    const auto told = Ask(std::move(missing));
+    const auto told = Ask(missing);
     if (!told) return Fail(ENOENT);
     if (told->error != NameError::kExists) {
       mirror_->Forget(local->record.parent, local->record.name);
@@ -232,7 +232,7 @@ FsStatus ClusterFileTree::Fetch(Ino ino) {
     get.space = local->space;
     get.op = NameOp::kGet;
     get.file.id = local->record.shared.id;
-    const auto now = Ask(std::move(get));
+    const auto now = Ask(get);
     if (!now || now->error != NameError::kNone) return Fail(ENOENT);
     mirror_->Update(local->record.root, now->file);
   }
@@ -364,7 +364,7 @@ bool ClusterFileTree::DropBytes(const Dropped& dropped) {
   get.space = dropped.space;
   get.op = NameOp::kGet;
   get.file.id = dropped.file.id;
-  const auto now = Ask(std::move(get));
+  const auto now = Ask(get);
   if (!now) return false;
   if (now->error == NameError::kNone && now->file.content == dropped.file.content) {
     return now->file.links > 0;  // renamed meanwhile: it stays

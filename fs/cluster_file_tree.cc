@@ -85,10 +85,10 @@ ClusterFileTree::ClusterFileTree(std::unique_ptr<FileTree> tree, const Parts& pa
 
 // ---- asking
 
-tl::expected<NameReply, ClusterFileTree::Away> ClusterFileTree::Ask(NameRequest request) {
+tl::expected<NameReply, ClusterFileTree::Away> ClusterFileTree::Ask(const NameRequest& request) {
   AboutToBlock();
   const Millis limit = silences_ == 0 ? kAskLimit : kSilentLimit;
-  Result<NameReply> reply = parts_.cluster->AskNames(std::move(request), limit);
+  Result<NameReply> reply = parts_.cluster->AskNames(request, limit);
   if (reply.ok()) {
     silences_ = 0;
     return std::move(*reply);
@@ -98,8 +98,8 @@ tl::expected<NameReply, ClusterFileTree::Away> ClusterFileTree::Ask(NameRequest 
   return tl::unexpected(Away{reply.code() == Code::kTimeout ? ETIMEDOUT : EHOSTUNREACH});
 }
 
-FsResult<NameReply> ClusterFileTree::AskOrFail(NameRequest request) {
-  auto reply = Ask(std::move(request));
+FsResult<NameReply> ClusterFileTree::AskOrFail(const NameRequest& request) {
+  auto reply = Ask(request);
   if (!reply) return Fail(reply.error().error);
   if (reply->error != NameError::kNone) return Fail(ErrnoOfName(reply->error));
   return std::move(*reply);
@@ -207,7 +207,7 @@ FsResult<EntryReply> ClusterFileTree::Make(const Caller& caller, Ino parent,
   file.atime_nanos = file.mtime_nanos = file.ctime_nanos = parts_.clock->WallNanos();
   NameRequest request = RequestIn(*directory, NameOp::kMake, name);
   request.file = std::move(file);
-  const FsResult<NameReply> reply = AskOrFail(std::move(request));
+  const FsResult<NameReply> reply = AskOrFail(request);
   if (!reply) {
     // Sent again by the kernel, after a restart of ours: made before.
     const bool before = caller.resent && reply.error().value == EEXIST && *local;
@@ -271,7 +271,7 @@ FsResult<EntryReply> ClusterFileTree::Link(const Caller& caller, Ino ino, Ino pa
   if (*there && (*there)->is_local()) return Fail(EEXIST);
   NameRequest request = RequestIn(*directory, NameOp::kLink, name);
   request.file.id = file->shared_id();
-  const FsResult<NameReply> reply = AskOrFail(std::move(request));
+  const FsResult<NameReply> reply = AskOrFail(request);
   if (!reply) return Fail(reply.error().value);
   const FsResult<Ino> mirrored = mirror_->Mirror(parent, name, reply->file);
   if (!mirrored) return Fail(mirrored.error().value);
@@ -413,7 +413,7 @@ FsStatus ClusterFileTree::RenameShared(const Caller& caller, const LocalFile& fr
       own_names_.erase(own);
     }
   }
-  const FsResult<NameReply> reply = AskOrFail(std::move(request));
+  const FsResult<NameReply> reply = AskOrFail(request);
   if (!reply) {
     if (reply.error().value != ENOENT) return Fail(reply.error().value);
     if (*source) mirror_->Forget(from_dir.ino, name);
@@ -470,7 +470,7 @@ FsResult<AttrReply> ClusterFileTree::SetAttr(const Caller& caller, Ino ino, cons
   }
   std::optional<SharedFile> news;
   if (request.flags != 0 && !local->is_local() && local->record.nlink > 0) {
-    FsResult<NameReply> reply = AskOrFail(std::move(request));
+    FsResult<NameReply> reply = AskOrFail(request);
     // One that was unlinked elsewhere, and is open here, is ours alone.
     if (!reply && reply.error().value != ENOENT) return Fail(reply.error().value);
     if (reply) news = std::move(reply->file);
@@ -511,7 +511,7 @@ FsStatus ClusterFileTree::ChangeXattr(const Caller& caller, Ino ino, const std::
   request.file.id = local->shared_id();
   request.flags = static_cast<uint32_t>(flags);
   if (value != nullptr) request.value = *value;
-  const FsResult<NameReply> reply = AskOrFail(std::move(request));
+  const FsResult<NameReply> reply = AskOrFail(request);
   if (!reply) return Fail(reply.error().value);
   (void)here(0);
   mirror_->Update(local->record.root, reply->file);
@@ -533,7 +533,7 @@ bool ClusterFileTree::RootIsEmpty(Ino root) {
   if (!local) return tree_->RootIsEmpty(root);
   NameRequest request = RequestIn(*local, NameOp::kList, "");
   request.limit = 1;
-  const auto page = Ask(std::move(request));
+  const auto page = Ask(request);
   if (page && !page->entries.empty()) return false;
   if (page) mirror_->ForgetShared(root);
   return tree_->RootIsEmpty(root);
@@ -555,7 +555,7 @@ FsStatus ClusterFileTree::Clear(const LocalFile& root, const meta::FileId& direc
       NameRequest remove =
           RequestIn(root, is_directory ? NameOp::kRmdir : NameOp::kUnlink, entry.name);
       remove.directory = directory;
-      const FsResult<NameReply> removed = AskOrFail(std::move(remove));
+      const FsResult<NameReply> removed = AskOrFail(remove);
       if (removed) {
         DropLater(root.space, removed->removed, Millis(0));
       } else if (removed.error().value != ENOENT && removed.error().value != ENOTEMPTY) {

@@ -156,9 +156,9 @@ class ClusterFileTree final : public FileTree {
     int error = 0;  // an errno: nobody answered as the owner
   };
   // What the owner says, or Away.
-  tl::expected<meta::NameReply, Away> Ask(meta::NameRequest request);
+  tl::expected<meta::NameReply, Away> Ask(const meta::NameRequest& request);
   // Errors of both kinds as an errno.
-  FsResult<meta::NameReply> AskOrFail(meta::NameRequest request);
+  FsResult<meta::NameReply> AskOrFail(const meta::NameRequest& request);
   static meta::NameRequest RequestIn(const LocalFile& directory, meta::NameOp op,
                                      const std::string& name);
   std::mutex& NamePlace(Ino parent, const std::string& name);

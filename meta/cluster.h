@@ -221,7 +221,7 @@ class Cluster {
 
   // Asks it, again and again until it answers; `request.epoch` and `request.request` are filled in.
   // What the tree says is in NameReply::error.
-  virtual Result<NameReply> AskNames(NameRequest /*request*/, Millis /*timeout*/) {
+  virtual Result<NameReply> AskNames(const NameRequest& /*request*/, Millis /*timeout*/) {
     return Error{Code::kUnsupported, "no names here"};
   }
   // One that nobody else ever gets.

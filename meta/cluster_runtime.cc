@@ -259,8 +259,9 @@ FileId ClusterRuntime::NewFileId() {
   return {file_ids_, next_file_id_++};
 }
 
-Result<NameReply> ClusterRuntime::AskNames(NameRequest request, Millis timeout) {
+Result<NameReply> ClusterRuntime::AskNames(const NameRequest& asked, Millis timeout) {
   const Millis until = clock_->Monotonic() + timeout;
+  NameRequest request = asked;
   request.request = NewFileId();
   Error last{Code::kUnavailable, "nobody owns the names"};
   while (true) {

@@ -86,7 +86,7 @@ class ClusterRuntime final : public Cluster {
   Result<ClusterSpace> SetSpace(const ClusterSpace& space) override;
   Status RemoveSpace(const ClusterSpace& space) override;
 
-  Result<NameReply> AskNames(NameRequest request, Millis timeout) override;
+  Result<NameReply> AskNames(const NameRequest& asked, Millis timeout) override;
   FileId NewFileId() override;
 
   ClusterStatus Describe() override;

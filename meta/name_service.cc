@@ -232,7 +232,8 @@ Status NameService::SendWhole(Space& space, uint64_t epoch) {
   std::vector<NameRecord> state;
   for (bool done = false; !done;) {
     std::vector<NameRecord> page;
-    KVC_TRY_ASSIGN(done, space.table.Page(after, kPageBytes, &page));
+    KVC_TRY_ASSIGN(const bool is_last, space.table.Page(after, kPageBytes, &page));
+    done = is_last;
     if (!page.empty()) after = page.back().key;
     push.records.clear();
     for (NameRecord& record : page) {

@@ -9,12 +9,13 @@
 
 #include "meta/cluster_messages.h"
 #include "meta/membership.h"
+#include "meta/name_messages.h"
 #include "tests/fuzz/fuzz_target.h"
 
 namespace kvcfs {
 namespace {
 
-enum Kind : uint8_t { kRequest, kReply, kView, kKinds };
+enum Kind : uint8_t { kRequest, kReply, kView, kNameRequest, kNameReply, kNameRecord, kKinds };
 
 template <typename Variant, size_t... index>
 std::vector<Variant> OneOfEach(std::index_sequence<index...> /*indices*/) {
@@ -62,6 +63,21 @@ std::vector<std::string> FuzzSeeds() {
                                                         .address = "[::1]:80",
                                                         .name = "n1"}}});
   seeds.push_back(Input(kView, 0, std::as_bytes(std::span(view))));
+  meta::NameRequest names;
+  names.op = meta::NameOp::kPush;
+  names.name = "name";
+  names.file.xattrs = {{"user.a", "b"}};
+  names.records = {{"key", "value"}};
+  seeds.push_back(Input(kNameRequest, 0, Encode(names)));
+  meta::NameReply listed;
+  listed.entries.push_back({"name", 7, names.file});
+  listed.removed.push_back(names.file);
+  seeds.push_back(Input(kNameReply, 0, Encode(listed)));
+  meta::StoredFile file;
+  file.file = names.file;
+  file.names = {{{1, 2}, "name"}};
+  const std::string stored = meta::EncodeStored(file);
+  seeds.push_back(Input(kNameRecord, 0, std::as_bytes(std::span(stored))));
   return seeds;
 }
 
@@ -78,6 +94,16 @@ void FuzzOne(std::span<const std::byte> bytes) {
     case kReply: {
       const auto decode = [method](auto from) { return meta::DecodeReply(method, from); };
       CheckRoundTrip(decode(body), decode);
+      return;
+    }
+    case kNameRequest:
+      return CheckRoundTrip(meta::DecodeNameRequest(body), meta::DecodeNameRequest);
+    case kNameReply:
+      return CheckRoundTrip(meta::DecodeNameReply(body), meta::DecodeNameReply);
+    case kNameRecord: {
+      const std::string record(reinterpret_cast<const char*>(body.data()), body.size());
+      const auto stored = meta::DecodeStored(record);
+      if (stored.ok()) KVC_CHECK(meta::EncodeStored(*stored) == record);
       return;
     }
     default: {
