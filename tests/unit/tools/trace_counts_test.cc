@@ -11,6 +11,7 @@
 
 #include "base/crc32c.h"
 #include "base/log.h"
+#include "base/mutex.h"
 #include "meta/chain_index.h"
 #include "meta/chain_key.h"
 #include "meta/cluster_peers.h"
@@ -67,6 +68,7 @@ class OneNode final : public rdma::Service {
     slot_key_ = transport_->AwaitKey(slot_region_).value();
   }
   ~OneNode() override {
+    MutexLock lock(mutex_);
     for (const uint64_t region : {index_region, headers_region_, slot_region_}) {
       transport_->Withdraw(region);
     }
@@ -75,6 +77,7 @@ class OneNode final : public rdma::Service {
   void Insert(const std::vector<BlockKey>& keys, size_t from) {
     meta::BlockState state;
     state.length = kBlockBytes;
+    MutexLock lock(mutex_);
     for (size_t i = from; i < keys.size(); ++i) {
       EXPECT_TRUE(index_.Insert(kSpace, keys[i], i == 0 ? BlockKey{} : keys[i - 1], state).ok());
       meta::SlotHeader header;
@@ -90,6 +93,7 @@ class OneNode final : public rdma::Service {
 
   void Serve(rdma::Method method, Bytes bytes, std::span<std::byte>,
              std::unique_ptr<rdma::Responder> responder) override {
+    MutexLock lock(mutex_);
     if (method == meta::kMethodSlots) {
       return responder->Answer(meta::Encode(meta::SlotTable{headers_region_, headers_.count()}));
     }
@@ -126,6 +130,7 @@ class OneNode final : public rdma::Service {
   }
 
   rdma::Transport* const transport_;
+  Mutex mutex_;  // one thread asks and inserts in turn, but another answers
   meta::ChainIndex index_;
   meta::SlotHeaders headers_;
   Bytes slot_ = Bytes(kBlockBytes);
