@@ -60,7 +60,7 @@ TEST_F(PaperTest, JsonAndReport) {
   ASSERT_TRUE(all["rows"].is_array());
   for (const json& row : all["rows"]) {
     SCOPED_TRACE(row.dump());
-    ASSERT_EQ(row.size(), 13u);
+    ASSERT_EQ(row.size(), 14u);
     EXPECT_TRUE(row["keys"] == "int" || row["keys"] == "sha256");
     EXPECT_TRUE(row["cache"] == "cold" || row["cache"] == "warm");
     EXPECT_TRUE(transports.contains(row["transport"].get<std::string>()));
