@@ -15,7 +15,6 @@ namespace {
 
 using meta::NameError;
 using meta::NameOp;
-using meta::NameReply;
 using meta::NameRequest;
 
 // Most files of engines are one.
