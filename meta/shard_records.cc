@@ -178,7 +178,9 @@ void MetadataShard::AdvanceRemoval(Millis now, Shard& shard, Record& record, Act
 }
 
 void MetadataShard::Erase(Millis now, Shard& shard, const BlockId& id, Actions* actions) {
-  const Record record = shard.records.Take(id);
+  Record record = shard.records.Take(id);
+  // An inventory may have named children after the removal began; and it may yet name the block.
+  if (!record.children.empty()) shard.loose[id].merge(record.children);
   shard.leaves.erase(id);
   shard.unsettled.erase(id);
   shard.repairs.erase(id);

@@ -20,6 +20,14 @@ uint32_t CrcOf(uint64_t content) {
   return static_cast<uint32_t>(meta::MixHash(content & 0xffff, 17) >> 32);
 }
 
+void Model::Stalled(Millis time) {
+  for (auto& [key, block] : blocks_) {
+    for (Millis* since : {&block.disturbed, &block.lost, &block.dropped}) {
+      if (*since + kAftermath >= now_) *since = std::min(*since + time, now_);
+    }
+  }
+}
+
 void Model::AddBlock(const BlockKey& key, const BlockKey& parent) {
   blocks_[key].parent = parent;
   if (!parent.IsZero()) blocks_[parent].children.push_back(key);

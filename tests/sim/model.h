@@ -25,6 +25,8 @@ uint32_t CrcOf(uint64_t content);
 class Model {
  public:
   void SetNow(Millis now) { now_ = now; }
+  // So long somebody could not serve: what was begun goes on after that.
+  void Stalled(Millis time);
   // The family of every key that is ever written.
   void AddBlock(const BlockKey& key, const BlockKey& parent);
 

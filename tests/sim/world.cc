@@ -470,6 +470,10 @@ void World::Renew(size_t index, uint64_t life) {
 
 void World::EtcdTick() {
   At(now_ + Millis(50), [this] { EtcdTick(); });
+  const bool all_serve = std::all_of(nodes_.begin(), nodes_.end(), [&](const Node& node) {
+    return node.metadata == nullptr || CouldServe(node);
+  });
+  if (!all_serve) model_.Stalled(Millis(50));
   const bool anybody = std::any_of(nodes_.begin(), nodes_.end(), [&](const Node& node) {
     return node.metadata != nullptr && Awake(node) && node.etcd;
   });

@@ -1,6 +1,9 @@
 #include "meta/metadata_shard.h"
 
+#include <algorithm>
+#include <functional>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -188,6 +191,63 @@ TEST(MetadataShardTest, WhoSkippedAViewFindsChildrenWhoseParentIsLost) {
     cluster.Remove(cluster.nodes[2]->id == lost ? 2 : 3);
     cluster.Advance(Millis(8000));
     EXPECT_TRUE(cluster.Find(blocks[1].places[0].node)->store.marked.empty());
+    return;
+  }
+}
+
+// The holder tells of the child while the parent is being removed, and then of the parent too.
+TEST(MetadataShardTest, WhatComesBackDuringADropStillBelongsToItsParent) {
+  for (uint64_t salt = 0;; ++salt) {
+    ASSERT_LT(salt, 1000u);
+    SmallCluster cluster(1, 2);
+    const auto keys = cluster.PublishChain(8, 2, salt);  // the last four are one group
+    ASSERT_EQ(keys.size(), 8u);
+    auto sorted = keys;
+    std::sort(sorted.begin(), sorted.end());
+    const auto page_of = [&](const BlockKey& key) {
+      return (std::find(sorted.begin(), sorted.end(), key) - sorted.begin()) / 3;
+    };
+    if (page_of(keys[4]) == 0 || page_of(keys[5]) != 0) continue;
+
+    const ClusterNode back = *cluster.view.Find(cluster.nodes[2]->id);
+    cluster.Remove(2);
+    cluster.nodes[2]->up = true;
+    cluster.view.nodes.push_back({back.id, 2, back.roles, ""});
+    using Done = std::function<void(const Reply&)>;
+    std::vector<std::pair<OutCall, Done>> pages, removals;
+    cluster.holds = [&](const OutCall& call, const Done& done) {
+      const auto* forget = std::get_if<ForgetRequest>(&call.request.body);
+      const bool removes = forget != nullptr && forget->id.key == keys[4];
+      const bool lists = std::holds_alternative<InventoryRequest>(call.request.body);
+      if (removes) removals.emplace_back(call, done);
+      if (lists) pages.emplace_back(call, done);
+      return removes || lists;
+    };
+    cluster.GiveView();
+    ClientActions out;
+    cluster.client->Drop(cluster.now, cluster.next_op++, {kTestSpace, keys[4]}, Millis(8000), &out);
+    cluster.TakeClient(out);
+    for (int i = 0; i < 100 && removals.empty(); ++i) cluster.Advance(Millis(20));
+    ASSERT_FALSE(pages.empty());
+    ASSERT_FALSE(removals.empty());
+    const auto page = pages[0];
+    bool released = false;
+    cluster.holds = [&](const OutCall& call, const Done& done) {
+      const auto* list = std::get_if<InventoryRequest>(&call.request.body);
+      if (released || list == nullptr || list->after.key.IsZero()) return false;
+      released = true;
+      cluster.Call(removals[0].first, removals[0].second);
+      cluster.Call(call, done);
+      return true;
+    };
+    cluster.Call(page.first, page.second);
+    cluster.Settle();
+    ASSERT_TRUE(released);
+    cluster.Advance(Millis(500));
+    ASSERT_EQ(cluster.nodes[2]->store.marked.size(), 8u);
+    ASSERT_EQ(cluster.Drop(keys[4]).code, Code::kOk);
+    EXPECT_EQ(cluster.nodes[2]->store.marked.size(), 4u);
+    EXPECT_EQ(cluster.Match(keys).blocks.size(), 4u);
     return;
   }
 }

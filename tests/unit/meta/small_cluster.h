@@ -222,6 +222,7 @@ class SmallCluster {
   }
   void Call(const OutCall& call, std::function<void(const Reply&)> done) {
     queue.push_back([this, call, done = std::move(done)] {
+      if (holds && holds(call, done)) return;
       Node* node = Find(call.to);
       if (node == nullptr || !node->up) return done({Code::kUnavailable, 0, {}});
       if (const auto* put = std::get_if<PutRequest>(&call.request.body); put != nullptr) {
@@ -259,6 +260,8 @@ class SmallCluster {
   std::map<uint64_t, Outcome> outcomes;
   std::vector<OutCall> sent;  // by the client
   std::function<Reply(Node&, const ReadRequest&)> serve_read;
+  // True: the call is not made now; a test may make it later, by Call().
+  std::function<bool(const OutCall&, const std::function<void(const Reply&)>& done)> holds;
   uint64_t next_call = 1, next_op = 1, next_generation = 1;
 };
 
