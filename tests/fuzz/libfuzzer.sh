@@ -18,7 +18,7 @@ clang=$(command -v clang++-14 || command -v clang++) || { echo "libfuzzer.sh: no
 sources=(rdma/wire.cc rdma/frame_parser.cc rdma/transport.cc rdma/tls.cc base/crc32c.cc base/result.cc)
 libraries=(-lfmt -lisal -lssl -lcrypto)
 if [[ $1 == cluster_message_fuzz ]]; then
-  sources+=(meta/cluster_messages.cc meta/membership.cc meta/etcd_client.cc meta/serving_right.cc base/log.cc)
+  sources+=(meta/cluster_messages.cc meta/name_messages.cc meta/membership.cc meta/etcd_client.cc meta/serving_right.cc base/log.cc)
   read -ra httplib < <(pkg-config --cflags --libs cpp-httplib)
   libraries+=("${httplib[@]}")
 fi
