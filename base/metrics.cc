@@ -80,7 +80,8 @@ struct Metrics::Rep {
     return series;
   }
 
-  mutable Mutex mutex;
+  Mutex scrape;  // held while readers run, and taken before `mutex`
+  Mutex mutex;
   std::map<std::string, Family> families KVC_GUARDED_BY(mutex);
 };
 
@@ -120,6 +121,7 @@ void Metrics::AddCounterReader(const std::string& name, const std::string& help,
 }
 
 void Metrics::ClearReaders() {
+  MutexLock scrape(rep_->scrape);
   MutexLock lock(rep_->mutex);
   for (auto at = rep_->families.begin(); at != rep_->families.end();) {
     at->second.series.remove_if([](const Rep::Series& one) { return bool(one.read); });
@@ -128,7 +130,13 @@ void Metrics::ClearReaders() {
 }
 
 std::string Metrics::Text() const {
+  struct Pending {
+    size_t family, metric;
+    std::function<double()> read;
+  };
   std::vector<prometheus::MetricFamily> families;
+  std::vector<Pending> pending;
+  MutexLock scrape(rep_->scrape);
   {
     MutexLock lock(rep_->mutex);
     for (const auto& [name, family] : rep_->families) {
@@ -151,14 +159,19 @@ std::string Metrics::Text() const {
           metric.histogram.sample_sum =
               static_cast<double>(series.latency.sum_nanos_.load(std::memory_order_relaxed)) *
               kSecondsPerNano;
+        } else if (series.read) {
+          pending.push_back({families.size() - 1, out.metric.size(), series.read});
         } else {
-          const double value = series.read ? series.read() : series.counter.value();
-          metric.counter.value = value;
-          metric.gauge.value = value;
+          metric.counter.value = metric.gauge.value = series.counter.value();
         }
         out.metric.push_back(std::move(metric));
       }
     }
+  }
+  // Readers take locks under which others add metrics.
+  for (const Pending& each : pending) {
+    prometheus::ClientMetric& metric = families[each.family].metric[each.metric];
+    metric.counter.value = metric.gauge.value = each.read();
   }
   std::ostringstream text;
   prometheus::TextSerializer().Serialize(text, families);

@@ -79,7 +79,7 @@ class Metrics {
                       const MetricLabels& labels = {});
   LatencyHistogram& AddLatency(const std::string& name, const std::string& help,
                                const MetricLabels& labels = {});
-  // Asked for its value at each scrape. `read` must not add metrics. The same name and labels
+  // Asked for its value at each scrape, which waits for it. The same name and labels
   // again: the new reader replaces the old one.
   void AddGauge(const std::string& name, const std::string& help, const MetricLabels& labels,
                 std::function<double()> read);

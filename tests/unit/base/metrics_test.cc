@@ -1,5 +1,6 @@
 #include "base/metrics.h"
 
+#include <future>
 #include <string>
 #include <thread>
 
@@ -52,6 +53,22 @@ TEST_F(MetricsTest, HistogramBucketsAreCumulative) {
   Expect("kvcfs_fs_read_duration_seconds_bucket{le=\"+Inf\"} 5");
   EXPECT_EQ(LatencyHistogram::kBoundNanos.front(), 1'000);
   EXPECT_EQ(LatencyHistogram::kBoundNanos.back(), 10'000'000'000);
+}
+
+// Others add metrics under the locks that readers take.
+TEST_F(MetricsTest, AReaderMayWaitForOneWhoAddsMetrics) {
+  std::promise<void> added;
+  std::thread adder;
+  metrics.AddGauge("kvcfs_fs_used_bytes", "Used.", {}, [&] {
+    adder = std::thread([&] {
+      metrics.AddCounter("kvcfs_fs_kept_total", "Stays.");
+      added.set_value();
+    });
+    return added.get_future().wait_for(std::chrono::seconds(10)) == std::future_status::ready ? 1
+                                                                                              : 0;
+  });
+  EXPECT_NE(metrics.Text().find("kvcfs_fs_used_bytes 1\n"), std::string::npos);
+  adder.join();
 }
 
 TEST_F(MetricsTest, ReadersAreAskedAtEachScrapeAndGo) {
