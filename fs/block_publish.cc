@@ -150,7 +150,7 @@ FsStatus BlockStore::FlushToCluster(Ino ino, uint64_t length, MutexLock& lock) {
     metrics.unpublished.Add();
     KVC_LOG(Warn, "the cluster did not take a block that was to be durable", "code={}",
             CodeName(code));
-    return Fail(EIO);
+    return Fail(code == Code::kNoSpace ? ENOSPC : EIO);
   }
   return {};
 }

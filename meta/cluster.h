@@ -168,11 +168,13 @@ class Cluster {
   virtual Result<BlockFacts> Create(const BlockId& id, const BlockKey& parent, Millis timeout) = 0;
   // `facts`: of Create, with length, CRC, mtime and replicas filled in. `generation`: of our own
   // copy, for which Sealed was called; none: all copies go to others. `bytes` are sent to as many
-  // holders as are wanted; they may go when this returns.
-  // Ok: cached, by so many copies; ours was marked (CopyStore::Mark has returned), or freed where
-  // it was not needed. A copy with the same bytes as what is there becomes one more of it. kExists:
-  // another version was first (ask Stat); kNotFound: the parent has gone. Then, and after other
-  // errors, ours is freed sooner or later (or published, after kTimeout).
+  // holders as are wanted; they may go when this returns. Where there are fewer, or some do not
+  // take it for half of `timeout`, one copy is enough, and the cluster makes the others when
+  // it can. Ok: cached, by so many copies; ours was marked (CopyStore::Mark has returned), or freed
+  // where it was not needed. A copy with the same bytes as what is there becomes one more of it.
+  // kExists: another version was first (ask Stat); kNotFound: the parent has gone; kNoSpace: no
+  // holder has room. Then, and after other errors, ours is freed sooner or later (or published,
+  // after kTimeout).
   virtual Result<uint32_t> Publish(const BlockFacts& facts, std::optional<uint64_t> generation,
                                    std::span<const std::byte> bytes, Millis timeout) = 0;
   // Bytes of a found block from the nearest place; another is asked where that is slow. Key,

@@ -83,6 +83,7 @@ void ClusterClient::Publish(Millis now, uint64_t number, const BlockFacts& facts
   Op& op = Begin(now, number, Kind::kPublish, facts.id, timeout);
   op.facts = facts;
   op.step = Step::kPut;
+  op.enough = now + timeout / 2;
   for (const Place& place : places) op.tried.insert(place.node);
   op.places = std::move(places);
   Run(now, number, op, out);
@@ -290,11 +291,24 @@ void ClusterClient::ReceiveMatch(Millis now, uint64_t number, Op& op, const Call
   FinishMatch(now, number, op, false, out);
 }
 
+// Copies first: as many as are wanted, or as there are holders. One that may take a copy a moment
+// later is asked again for a while; then what there is is committed, and the shard's owner has the
+// others made.
 void ClusterClient::RunPublish(Millis now, uint64_t number, Op& op, ClientActions* out) {
   if (op.step == Step::kPut) {
-    const size_t wanted = std::max<size_t>(op.facts.replicas, 1);
+    if (view_.epoch == 0) return Retry(now, op);
+    const auto has = [&](const NodeId& node) {
+      return std::any_of(op.places.begin(), op.places.end(),
+                         [&](const Place& place) { return place.node == node; });
+    };
+    const auto others =
+        std::count_if(view_.nodes.begin(), view_.nodes.end(),
+                      [&](const ClusterNode& node) { return TakesBlocks(node) && !has(node.id); });
+    const size_t wanted = std::clamp<size_t>(
+        op.facts.replicas, 1, std::max<size_t>(op.places.size() + static_cast<size_t>(others), 1));
+    const bool enough = !op.places.empty() && now >= op.enough;
     const size_t have = op.places.size() + op.calls.size();
-    if (have < wanted) {
+    if (have < wanted && !enough) {
       const auto targets = HoldersFor(view_, op.id, wanted - have,
                                       [&](const NodeId& node) { return op.tried.contains(node); });
       for (const NodeId& node : targets) {
@@ -303,10 +317,13 @@ void ClusterClient::RunPublish(Millis now, uint64_t number, Op& op, ClientAction
       }
     }
     if (!op.calls.empty()) return;
-    if (op.places.size() < wanted) {
-      // Nobody else is there: those that failed are asked again.
+    if (op.places.empty()) {
       op.tried.clear();
-      for (const Place& place : op.places) op.tried.insert(place.node);
+      op.later.clear();
+      return Retry(now, op);
+    }
+    if (op.places.size() < wanted && !enough && !op.later.empty()) {
+      for (const NodeId& node : std::exchange(op.later, {})) op.tried.erase(node);
       return Retry(now, op);
     }
     op.step = Step::kAct;
@@ -320,6 +337,9 @@ void ClusterClient::ReceivePublish(Millis now, uint64_t number, Op& op, const Ca
     const auto* put = std::get_if<PutReply>(&reply.body);
     if (reply.code == Code::kOk && put != nullptr) {
       op.places.push_back({call.place.node, put->generation});
+    } else {
+      op.refused = reply.code;
+      if (MayChange(reply.code)) op.later.insert(call.place.node);
     }
     return RunPublish(now, number, op, out);
   }
@@ -464,8 +484,9 @@ void ClusterClient::Tick(Millis now, ClientActions* out) {
     } else if (op.kind == Kind::kMatch) {
       FinishMatch(now, number, op, true, out);  // what is known; the rest is a miss
     } else {
+      const bool full = op.kind == Kind::kPublish && op.places.empty();
       Outcome outcome{};
-      outcome.code = Code::kTimeout;
+      outcome.code = full && op.refused == Code::kNoSpace ? Code::kNoSpace : Code::kTimeout;
       End(number, std::move(outcome), out);
     }
   }

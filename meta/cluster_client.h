@@ -63,8 +63,10 @@ class ClusterClient {
   void Create(Millis now, uint64_t op, const BlockId& id, const BlockKey& parent, Millis timeout,
               ClientActions* out);
   // After that: `places` have the bytes sealed; as many more as `facts.replicas` wants get them by
-  // Put. kOk: cached, with so many copies. kExists: another version was first. kNotFound: the
-  // parent has gone. Else it is not known.
+  // Put. Where there are fewer holders, or some do not take it in half of `timeout`, one copy
+  // is enough; the others are made when it can be. kOk: cached, with so many copies. kExists:
+  // another version was first. kNotFound: the parent has gone. kNoSpace: no holder has room. Else
+  // it is not known.
   void Publish(Millis now, uint64_t op, const BlockFacts& facts, std::vector<Place> places,
                Millis timeout, ClientActions* out);
   // The bytes of a found block, from the nearest place; a second one is asked when that is slow.
@@ -119,6 +121,9 @@ class ClusterClient {
     BlockFacts facts;
     std::vector<Place> places;  // Publish: sealed. Read: to try, nearest first
     std::set<NodeId> tried;     // Publish: asked to take a copy
+    std::set<NodeId> later;     // of them, those that may take one when they are asked again
+    Millis enough{0};           // from then on any copies are enough
+    Code refused = Code::kOk;   // why the last one did not take it
     size_t next_place = 0;      // Read
     size_t failed_places = 0;
     Millis hedge{-1};

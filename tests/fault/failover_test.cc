@@ -32,7 +32,8 @@ class FailoverTest : public BusyHostsTest {
             facts->crc32c = Crc32c(view);
             facts->mtime_s = 1'700'000'000;
             facts->replicas = 2;
-            return Client().Publish(*facts, std::nullopt, view, Millis(5000)).ok();
+            const auto copies = Client().Publish(*facts, std::nullopt, view, Millis(5000));
+            return copies.ok() && *copies == 2;
           },
           kLong));
     }

@@ -155,6 +155,44 @@ TEST_F(ClusterTest, AWorkerThatDiesIsReplaced) {
   EXPECT_EQ(ErrnoName(ns.Put(keys[4], Key(9), "on")), "0");
 }
 
+// One server, and mounts that hold nothing for others.
+class OneServerTest : public ClusterTest {
+ protected:
+  OneServerTest() : ClusterTest(1) {}
+  uint64_t Copies() const { return ClusterStatusOf(etcd_.endpoint()).value("copies", 0u); }
+};
+
+TEST_F(OneServerTest, TwoReplicasAreOneUntilAnotherServerComes) {
+  TestMount& a = Mounted("256M", "0", {"--client-only"});
+  TestMount& b = Mounted("256M", "0", {"--client-only"});
+  const Namespace here = Made(a, "two", 2);
+  const auto keys = here.PutChain("", 1, 6, kBlockBytes);
+  // And what is to be durable is: with one copy, which is all that can be had.
+  const std::string synced = Key(60);
+  Fd fd = Open(here.Chain(keys[5]) + "/" + synced, O_WRONLY | O_CREAT | O_EXCL);
+  ASSERT_TRUE(fd.valid());
+  EXPECT_EQ(WriteAll(fd.get(), "synced"), 0);
+  EXPECT_OK(::fsync(fd.get()));
+  EXPECT_EQ(ErrnoName(CloseErrno(std::move(fd))), "0");
+
+  const Namespace there = Seen(b, "two");
+  ASSERT_TRUE(Matches(there, keys, 6));
+  for (uint32_t i = 0; i < 6; ++i) EXPECT_EQ(there.Read(keys[i]), Bytes(1 + i, kBlockBytes)) << i;
+  EXPECT_EQ(there.Read(synced), "synced");
+  EXPECT_EQ(Copies(), 7u);
+
+  servers_.push_back(
+      std::make_unique<TestServer>("n2", etcd_.endpoint(), ServerOptions{.dram = "256MiB"}));
+  ASSERT_TRUE(servers_.back()->StartAndAwait()) << servers_.back()->LogTail();
+  EXPECT_TRUE(Eventually([&] { return Copies() == 14; }, kLong));
+  // Either has all: the first may go.
+  const auto drained = RunKvcfs({"cluster", "drain", "n1", "--wait", "--cluster", cluster_});
+  EXPECT_EQ(drained.status, 0) << drained.err;
+  servers_[0]->KillMachine();
+  ASSERT_TRUE(Matches(there, keys, 6));
+  EXPECT_EQ(there.Read(synced), "synced");
+}
+
 TEST(ClusterFlags, AreCheckedBeforeAnythingIsMounted) {
   const auto wrong = RunCommand({KVC_COMMAND, "mount", "/tmp/kvc-never", "--cluster", "nonsense"});
   EXPECT_EQ(wrong.status, 2);

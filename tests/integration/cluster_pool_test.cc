@@ -119,11 +119,34 @@ TEST_F(OnlyMountsTest, AreAClusterThatSurvivesOneOfThem) {
   const auto keys = on_a.PutChain("", 1, 12, kBlockBytes);
   ASSERT_EQ(on_a.Match(keys), 12);
   const Namespace on_b = Seen(b, "three"), on_c = Seen(c, "three");
+  // Where another was slow to take its copy, it is made by now.
+  ASSERT_TRUE(Eventually(
+      [&] { return ClusterStatusOf(etcd_.endpoint()).value("copies", 0u) >= 24; }, kLong));
   a.Kill();
   ASSERT_TRUE(Matches(on_b, keys, 12));
   ExpectChain(on_b, keys, kBlockBytes);
   ASSERT_TRUE(Matches(on_c, keys, 12));
   ExpectChain(on_c, keys, kBlockBytes);
+}
+
+TEST_F(OnlyMountsTest, OneThatIsAloneCachesWhatIsToHaveTwoCopies) {
+  TestMount& a = Node();
+  const Namespace ns = Made(a, "alone", 2);
+  const auto keys = ns.PutChain("", 1, 6, kBlockBytes);
+  ASSERT_TRUE(Matches(ns, keys, 6));
+  ExpectChain(ns, keys, kBlockBytes);
+  EXPECT_EQ(ClusterStatusOf(etcd_.endpoint()).value("copies", 0u), 6u);
+  // The other copies come with the next host.
+  TestMount& b = Node();
+  EXPECT_TRUE(Eventually(
+      [&] { return ClusterStatusOf(etcd_.endpoint()).value("copies", 0u) == 12; }, kLong));
+  const Namespace there = Seen(b, "alone");
+  ASSERT_TRUE(Matches(there, keys, 6));
+  for (const std::string& key : keys) {
+    EXPECT_TRUE(
+        Eventually([&] { return GetXattr(there.ByKey(key), "user.kvc.tier") == "dram"; }, kLong));
+  }
+  ExpectChain(there, keys, kBlockBytes);
 }
 
 }  // namespace

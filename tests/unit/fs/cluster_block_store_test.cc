@@ -426,6 +426,13 @@ TEST_F(ClusterBlockStoreTest, WhatTheClusterDoesNotTakeIsAMissAndFsyncSaysSo) {
   EXPECT_EQ(a_->blocks->Stats().pending, 0u);
   EXPECT_EQ(a_->Put(keys[0], wanted, "wanted", true), 0);
   EXPECT_EQ(b_->Read(wanted), "wanted");
+  // Where no server has room, fsync's answer is another.
+  cluster_.SetFull(true);
+  EXPECT_EQ(a_->Put(wanted, ChainKey(wanted, 1), "no room", true), ENOSPC);
+  EXPECT_EQ(a_->Put(wanted, ChainKey(wanted, 2), "no room"), 0);
+  cluster_.SetFull(false);
+  EXPECT_FALSE(a_->Find(ChainKey(wanted, 1)));
+  EXPECT_FALSE(a_->Find(ChainKey(wanted, 2)));
   // Begun while it was away, closed when it is back.
   cluster_.SetAway(true);
   const auto late = a_->Begin(keys[0], lost, "late");

@@ -30,6 +30,11 @@ class FakeCluster final : public meta::Cluster {
     MutexLock lock(mutex_);
     away_ = away;
   }
+  // No holder has room.
+  void SetFull(bool full) {
+    MutexLock lock(mutex_);
+    full_ = full;
+  }
   void SetLeasing(bool on) {
     MutexLock lock(mutex_);
     leasing_ = on;
@@ -142,6 +147,7 @@ class FakeCluster final : public meta::Cluster {
                           std::span<const std::byte> bytes) {
     MutexLock lock(mutex_);
     if (away_) return Away();
+    if (full_) return Error{Code::kNoSpace, "nobody has room"};
     if (facts.length != bytes.size() || facts.crc32c != Crc32c(bytes)) {
       return Error{Code::kInvalid, "facts of other bytes"};
     }
@@ -332,6 +338,7 @@ class FakeCluster final : public meta::Cluster {
   std::atomic<meta::CopyStore*> copies_{nullptr};
   Mutex mutex_;
   bool away_ KVC_GUARDED_BY(mutex_) = false;
+  bool full_ KVC_GUARDED_BY(mutex_) = false;
   bool leasing_ KVC_GUARDED_BY(mutex_) = true;
   std::map<meta::BlockId, Block> blocks_ KVC_GUARDED_BY(mutex_);
   std::map<std::string, meta::ClusterSpace> spaces_ KVC_GUARDED_BY(mutex_);

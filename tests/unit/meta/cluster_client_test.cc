@@ -87,6 +87,97 @@ TEST(ClusterClientTest, AReplicaIsPutAtAnotherHolder) {
   }
 }
 
+size_t CopiesOf(SmallCluster& cluster, const std::vector<BlockKey>& keys) {
+  size_t copies = 0;
+  for (const FoundBlock& block : cluster.Match(keys).blocks) copies += block.places.size();
+  return copies;
+}
+
+TEST(ClusterClientTest, WithFewerHoldersThanWantedThereAreAsManyCopiesUntilOthersCome) {
+  SmallCluster cluster(1, 2);
+  cluster.Remove(2);
+  const Millis begun = cluster.now;
+  const auto keys = cluster.PublishChain(4, 3);
+  ASSERT_EQ(keys.size(), 4u);
+  EXPECT_LE(cluster.now - begun, Millis(100)) << "nobody was waited for";
+  EXPECT_EQ(CopiesOf(cluster, keys), 4u);
+  EXPECT_EQ(cluster.nodes[0]->metadata->Count().repairs_waiting, 0u);
+  cluster.Add(2);
+  cluster.Advance(Millis(1000));
+  EXPECT_EQ(cluster.CompleteFetches(Code::kOk), 4u);
+  cluster.Advance(Millis(1000));
+  EXPECT_EQ(CopiesOf(cluster, keys), 8u);
+}
+
+TEST(ClusterClientTest, AHolderThatIsAwayIsWaitedForHalfOfTheTime) {
+  SmallCluster cluster(1, 2);
+  const auto keys = cluster.PublishChain(1, 2);
+  const BlockFacts facts = cluster.Create(ChainKey(keys[0], 1), keys[0]).facts;
+  cluster.nodes[2]->up = false;
+  const Millis begun = cluster.now;
+  const Outcome alone = cluster.Publish(facts, 77, 2);
+  EXPECT_EQ(alone.code, Code::kOk);
+  EXPECT_EQ(alone.copies, 1u);
+  EXPECT_GE(cluster.now - begun, Millis(1000));
+  EXPECT_LE(cluster.now - begun, Millis(1200));
+  // And where it is back in time, nothing is left to repair.
+  const BlockFacts next = cluster.Create(ChainKey(keys[0], 2), keys[0]).facts;
+  ClientActions out;
+  BlockFacts wanted = next;
+  wanted.length = 4096;
+  wanted.crc32c = 77;
+  wanted.replicas = 2;
+  cluster.client->Publish(cluster.now, 900, wanted, {}, Millis(2000), &out);
+  cluster.TakeClient(out);
+  cluster.Settle();
+  cluster.Advance(Millis(200));
+  EXPECT_FALSE(cluster.outcomes.contains(900));
+  cluster.nodes[2]->up = true;
+  cluster.Advance(Millis(200));
+  ASSERT_TRUE(cluster.outcomes.contains(900));
+  EXPECT_EQ(cluster.outcomes[900].copies, 2u);
+}
+
+TEST(ClusterClientTest, WhereNoHolderTakesABlockItIsTriedToTheEnd) {
+  SmallCluster cluster(1, 2);
+  const BlockFacts facts = cluster.Create(ChainKey({}, 1), {}).facts;
+  cluster.refuse_puts = Code::kUnavailable;
+  Millis begun = cluster.now;
+  EXPECT_EQ(cluster.Publish(facts, 77, 2).code, Code::kTimeout);
+  EXPECT_GE(cluster.now - begun, Millis(2000));
+  EXPECT_LE(cluster.now - begun, Millis(2100));
+  // All are full, and stay so.
+  cluster.refuse_puts = Code::kNoSpace;
+  EXPECT_EQ(cluster.Publish(facts, 77, 2).code, Code::kNoSpace);
+  cluster.refuse_puts = Code::kOk;
+  cluster.Remove(1);
+  cluster.Remove(2);
+  begun = cluster.now;
+  EXPECT_EQ(cluster.Publish(facts, 77, 2).code, Code::kTimeout);
+  EXPECT_GE(cluster.now - begun, Millis(2000));
+  cluster.Add(1);
+  EXPECT_EQ(cluster.Publish(facts, 77, 2).code, Code::kOk);
+}
+
+// What a host holds itself is enough where it is alone.
+TEST(ClusterClientTest, AHostsOwnCopyIsCommittedAtOnceWhereThereIsNoOther) {
+  SmallCluster cluster(1, 1);
+  BlockFacts facts = cluster.Create(ChainKey({}, 1), {}).facts;
+  facts.length = 4096;
+  facts.crc32c = 77;
+  facts.replicas = 2;
+  SmallCluster::Node& own = *cluster.nodes[1];
+  own.holder->Sealed(cluster.now, facts, 4711);
+  const Millis begun = cluster.now;
+  const Outcome outcome = cluster.Do([&](uint64_t op, ClientActions* out) {
+    cluster.client->Publish(cluster.now, op, facts, {{own.id, 4711}}, Millis(2000), out);
+  });
+  EXPECT_EQ(outcome.code, Code::kOk);
+  EXPECT_EQ(outcome.copies, 1u);
+  EXPECT_LE(cluster.now - begun, Millis(20));
+  EXPECT_EQ(CountOf(cluster.sent, RequestBody(PutRequest{}).index()), 0u);
+}
+
 class ReadTest : public testing::Test {
  protected:
   ReadTest() : cluster_(1, 2) {

@@ -314,6 +314,32 @@ TEST_F(ClusterRuntimeTest, WithTwoReplicasADeadHolderLosesNothingAndCopiesComeBa
   EXPECT_EQ(ReadChain(mount, 1, kBlocks), kBlocks);
 }
 
+TEST_F(ClusterRuntimeTest, WithOneHolderTwoReplicasAreOneUntilAnotherJoins) {
+  Node& a = Started(1, kBoth);
+  Node& mount = Started(11, 0);
+  ASSERT_TRUE(Settled(1));
+  constexpr uint32_t kBlocks = 8;
+  for (uint32_t i = 0; i < kBlocks; ++i) {
+    const BlockKey key = Key(1, i);
+    const auto copies = Publish(mount, {kSpace, key}, i == 0 ? BlockKey{} : Key(1, i - 1),
+                                BytesOf(key, 1000 + i), 2);
+    ASSERT_TRUE(copies.ok()) << copies.error().text;
+    EXPECT_EQ(*copies, 1u);
+  }
+  EXPECT_EQ(ReadChain(mount, 1, kBlocks), kBlocks);
+  // What a host that is alone writes itself is as good.
+  const BlockKey own = Key(2, 0);
+  const auto alone = Publish(a, {kSpace, own}, {}, BytesOf(own, 500), 2);
+  ASSERT_TRUE(alone.ok()) << alone.error().text;
+  EXPECT_EQ(*alone, 1u);
+  Node& b = Started(2, kBoth);
+  ASSERT_TRUE(Settled(2));
+  for (uint32_t i = 0; i < kBlocks; ++i) {
+    EXPECT_TRUE(Eventually([&] { return CopiesOf({&a, &b}, {kSpace, Key(1, i)}) == 2; })) << i;
+  }
+  EXPECT_TRUE(Eventually([&] { return CopiesOf({&a, &b}, {kSpace, own}) == 2; }));
+}
+
 TEST_F(ClusterRuntimeTest, ShardsOfADeadMetadataNodeAnswerAgain) {
   Node& holder = Started(1, kRoleMetadata | kRoleBlocks);
   std::vector<Node*> metadata;

@@ -95,6 +95,12 @@ class SmallCluster {
     TakeClient(out);
     Settle();
   }
+  // A node that was removed, with what it had.
+  void Add(size_t index) {
+    nodes[index]->up = true;
+    view.nodes.push_back({nodes[index]->id, 2, kRoleBlocks, ""});
+    GiveView();
+  }
   void Remove(size_t index) {
     nodes[index]->up = false;
     std::erase_if(view.nodes, [&](const ClusterNode& node) { return node.id == nodes[index]->id; });
@@ -226,6 +232,7 @@ class SmallCluster {
       Node* node = Find(call.to);
       if (node == nullptr || !node->up) return done({Code::kUnavailable, 0, {}});
       if (const auto* put = std::get_if<PutRequest>(&call.request.body); put != nullptr) {
+        if (refuse_puts != Code::kOk) return done({refuse_puts, 0, {}});
         const uint64_t generation = next_generation++;
         node->holder->Sealed(now, put->facts, generation);
         return done({Code::kOk, 0, PutReply{generation}});
@@ -252,6 +259,7 @@ class SmallCluster {
 
   Millis now{1000};
   bool serving = true;
+  Code refuse_puts = Code::kOk;  // of all holders
   ClusterView view;
   std::vector<std::unique_ptr<Node>> nodes;
   std::unique_ptr<ClusterClient> client;
