@@ -67,29 +67,10 @@ class World::SlotStore final : public meta::BlockHolder::Store {
     slot->used_at = world_->now_;  // others first
   }
   void Fetch(uint64_t order, const BlockFacts& facts, const Place& from) override {
-    World* world = world_;
-    const size_t to = index_;
-    const uint64_t life = node().life;
-    world->At(world->now_ + world->Latency() + world->Latency(), [=] {
-      Node& target = world->nodes_[to];
-      if (target.life != life || !world->Awake(target)) return;
-      Node* source = world->Find(from.node);
-      Slot* made = nullptr;
-      uint64_t content = 0;
-      if (source != nullptr && world->Awake(*source) && world->Reachable(to, source->index) &&
-          !world->random_.Chance(world->drop_)) {
-        const Slot& slot = source->slots[from.generation % kSlotsMax];
-        if (slot.used && slot.id == facts.id && slot.generation == from.generation) {
-          content = slot.content ^ (world->random_.Chance(world->damage_) ? 1 : 0);
-          made = world->TakeSlot(target, facts, content);
-        }
-      }
-      meta::Actions actions;
-      target.holder->Fetched(world->now_, order, made == nullptr ? Code::kUnavailable : Code::kOk,
-                             made == nullptr ? 0 : made->generation, facts.length, CrcOf(content),
-                             &actions);
-      world->Do(target, 'h', actions);
-    });
+    world_->At(world_->now_ + world_->Latency() + world_->Latency(),
+               [=, world = world_, to = index_, life = node().life] {
+                 EndFetch(world, to, life, order, facts, from);
+               });
   }
   void Used(const std::vector<BlockId>& ids) override {
     for (Slot& slot : node().slots) {
@@ -100,6 +81,32 @@ class World::SlotStore final : public meta::BlockHolder::Store {
   }
 
  private:
+  // Every fetch ends; that of a node that was paused, when it goes on. The store may be another by
+  // then.
+  static void EndFetch(World* world, size_t to, uint64_t life, uint64_t order,
+                       const BlockFacts& facts, const Place& from) {
+    Node& target = world->nodes_[to];
+    if (target.life != life || !target.up) return;
+    if (!world->Awake(target)) {
+      return world->At(target.paused_until, [=] { EndFetch(world, to, life, order, facts, from); });
+    }
+    Node* source = world->Find(from.node);
+    Slot* made = nullptr;
+    uint64_t content = 0;
+    if (source != nullptr && world->Awake(*source) && world->Reachable(to, source->index) &&
+        !world->random_.Chance(world->drop_)) {
+      const Slot& slot = source->slots[from.generation % kSlotsMax];
+      if (slot.used && slot.id == facts.id && slot.generation == from.generation) {
+        content = slot.content ^ (world->random_.Chance(world->damage_) ? 1 : 0);
+        made = world->TakeSlot(target, facts, content);
+      }
+    }
+    meta::Actions actions;
+    target.holder->Fetched(world->now_, order, made == nullptr ? Code::kUnavailable : Code::kOk,
+                           made == nullptr ? 0 : made->generation, facts.length, CrcOf(content),
+                           &actions);
+    world->Do(target, 'h', actions);
+  }
   Node& node() { return world_->nodes_[index_]; }
   World* const world_;
   const size_t index_;
