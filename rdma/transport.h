@@ -162,6 +162,7 @@ class Peer {
 struct TransportStats {
   uint64_t calls = 0, reads = 0, writes = 0, messages_sent = 0, bytes_sent = 0, bytes_received = 0;
   uint64_t timeouts = 0, refused = 0, reconnects = 0, hostile_frames = 0;
+  uint64_t few_receives = 0;  // verbs, times: messages had taken nearly all that are shared
   // What a fabric carries, counted alike by verbs (as it gives work to the device) and loopback; of
   // what goes by TCP nothing is counted here.
   uint64_t device_reads = 0, device_read_bytes = 0;  // one-sided, past the peer's CPU
@@ -210,7 +211,9 @@ struct TransportOptions {
   uint64_t unsent_bytes_max = 64 << 20;      // answers of one connection: then it is not read from
   uint64_t serving_bytes_max = 1 << 30;      // own memory for bulk of requests, all connections
   uint32_t connections_max = 16'384;         // accepted ones; who comes then is closed
-  Millis heartbeat{500};                     // silence of 4 of them: the connection is dead
+  uint32_t receives = 512;  // verbs: of messages, 16 KiB each, a device, for all peers (its shared
+                            // receive queue); 0: 32 of its own for each peer
+  Millis heartbeat{500};    // silence of 4 of them: the connection is dead
 };
 
 }  // namespace kvcfs::rdma

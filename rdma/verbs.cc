@@ -146,6 +146,7 @@ class VerbsTransport final : public Transport {
     stats.timeouts += shared_->timeouts;
     stats.reconnects += shared_->reconnects;
     stats.hostile_frames += own.hostile;
+    stats.few_receives = shared_->loop->few_receives();
     stats.device_reads = own.reads;
     stats.device_read_bytes = own.read_bytes;
     stats.call_bytes = own.call_bytes;
@@ -164,7 +165,7 @@ class VerbsTransport final : public Transport {
 
 Result<std::unique_ptr<Transport>> MakeVerbsTransport(const TransportOptions& options) {
   auto loop = std::make_shared<VerbsLoop>();
-  KVC_TRY(loop->Start("verbs-0"));
+  KVC_TRY(loop->Start("verbs-0", options.receives));
   KVC_TRY_ASSIGN(auto tcp, MakeTcpTransport(options));
   std::vector<ibv_pd*> domains;
   for (const auto& device : loop->devices()) domains.push_back(device->domain());

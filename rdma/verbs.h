@@ -7,12 +7,22 @@
 // Fails: kUnsupported no RDMA device here; else as MakeTcpTransport.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "rdma/transport.h"
 
 namespace kvcfs::rdma {
+
+// A device of this host, without the transport: what `kvcfs doctor` says of it.
+struct VerbsDeviceFacts {
+  std::string name;
+  uint32_t shared_receives_max = 0;  // 0: it has no shared receive queue
+};
+Result<std::vector<VerbsDeviceFacts>> AskVerbsDevices();
 
 Result<std::unique_ptr<Transport>> MakeVerbsTransport(const TransportOptions& options);
 

@@ -7,11 +7,13 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
+#include "rdma/verbs.h"
+
 namespace kvcfs::rdma {
 namespace {
 
-constexpr int kCompletionsMax = 16'384;
-constexpr uint8_t kReadsMax = 16;  // more at once than a NIC keeps busy with
+constexpr int kCompletionsMax = 65'536;  // 4 MiB, and some 160 peers; soft-RoCE has half of it
+constexpr uint8_t kReadsMax = 16;        // more at once than a NIC keeps busy with
 
 std::string BytesText(uint64_t bytes) {
   if (bytes == RLIM_INFINITY) return "unlimited";
@@ -21,6 +23,10 @@ std::string BytesText(uint64_t bytes) {
 
 std::string ErrnoText(int number) {
   return std::generic_category().message(number);
+}
+
+uint32_t SharedReceives(const ibv_device_attr& limits) {
+  return limits.max_srq > 0 ? static_cast<uint32_t>(std::max(limits.max_srq_wr, 0)) : 0;
 }
 
 uint64_t LockedMax() {
@@ -150,7 +156,8 @@ Result<std::unique_ptr<VerbsDevice>> VerbsDevice::Open(ibv_context* context) {
   device->reads_out_ =
       static_cast<uint8_t>(std::clamp<int>(limits.max_qp_init_rd_atom, 1, kReadsMax));
   const int entries = std::min(limits.max_cqe, kCompletionsMax);
-  device->links_max_ = static_cast<uint32_t>(entries) / (kVerbsSendsMax + kVerbsReceives);
+  device->completions_max_ = static_cast<uint32_t>(entries);
+  device->shared_receives_max_ = SharedReceives(limits);
   device->domain_ = ::ibv_alloc_pd(context);
   if (device->domain_ == nullptr) return VerbsError(errno, "a protection domain");
   device->channel_ = ::ibv_create_comp_channel(context);
@@ -160,10 +167,31 @@ Result<std::unique_ptr<VerbsDevice>> VerbsDevice::Open(ibv_context* context) {
   return device;
 }
 
+bool VerbsDevice::Reserve(uint32_t completions) {
+  if (completions > completions_max_ - reserved_) return false;
+  reserved_ += completions;
+  return true;
+}
+
 VerbsDevice::~VerbsDevice() {
   if (completions_ != nullptr) KVC_CHECK(::ibv_destroy_cq(completions_) == 0);
   if (channel_ != nullptr) KVC_CHECK(::ibv_destroy_comp_channel(channel_) == 0);
   if (domain_ != nullptr) KVC_CHECK(::ibv_dealloc_pd(domain_) == 0);
+}
+
+Result<std::vector<VerbsDeviceFacts>> AskVerbsDevices() {
+  int count = 0;
+  ibv_context** contexts = ::rdma_get_devices(&count);
+  if (contexts == nullptr) return VerbsError(errno, "RDMA devices");
+  std::vector<VerbsDeviceFacts> facts;
+  for (int i = 0; i < count; ++i) {
+    ibv_device_attr limits{};
+    if (::ibv_query_device(contexts[i], &limits) != 0) continue;
+    facts.push_back({.name = ::ibv_get_device_name(contexts[i]->device),
+                     .shared_receives_max = SharedReceives(limits)});
+  }
+  ::rdma_free_devices(contexts);
+  return facts;
 }
 
 Result<std::vector<std::unique_ptr<VerbsDevice>>> OpenVerbsDevices() {

@@ -73,9 +73,10 @@ class VerbsDevice {
   std::string name() const { return ::ibv_get_device_name(context_->device); }
   uint8_t reads_in() const { return reads_in_; }    // that a queue pair answers at once
   uint8_t reads_out() const { return reads_out_; }  // that it asks at once
-  uint32_t links_max() const { return links_max_; }
-
-  uint32_t links = 0;  // that are there
+  uint32_t shared_receives_max() const { return shared_receives_max_; }  // 0: it has no such queue
+  // Room for so many completions that are not taken yet. False: there is none.
+  bool Reserve(uint32_t completions);
+  void Release(uint32_t completions) { reserved_ -= completions; }
 
  private:
   ibv_context* context_ = nullptr;
@@ -83,13 +84,15 @@ class VerbsDevice {
   ibv_comp_channel* channel_ = nullptr;
   ibv_cq* completions_ = nullptr;
   uint8_t reads_in_ = 1, reads_out_ = 1;
-  uint32_t links_max_ = 0;
+  uint32_t shared_receives_max_ = 0;
+  uint32_t completions_max_ = 0, reserved_ = 0;
 };
 
 // All of this host. None is an error.
 Result<std::vector<std::unique_ptr<VerbsDevice>>> OpenVerbsDevices();
 
-// Completions that one queue pair may have outstanding: its sends and READs, and its receives.
+// What one queue pair may have outstanding: its sends and READs; its receives, if they are its own;
+// messages, in either direction.
 inline constexpr uint32_t kVerbsSendsMax = 128;
 inline constexpr uint32_t kVerbsReceives = 32;
 

@@ -15,7 +15,8 @@ namespace {
 constexpr uint32_t kGreetingMagic = 0x5643564b;  // "KVCV"
 constexpr uint16_t kGreetingVersion = 1;
 constexpr int kResolveMs = 2000;
-constexpr uint8_t kRetries = 7;  // the most; 7 of "receiver not ready" are without end
+constexpr uint8_t kNoReceiveTimer = 8;  // InfiniBand's table: 160 us
+constexpr uint8_t kRetries = 7;         // the most; 7 of "receiver not ready" are without end
 
 }  // namespace
 
@@ -57,10 +58,20 @@ VerbsLink::~VerbsLink() {
   KVC_CHECK(id_ == nullptr || down_ || !up_);
   if (number_ != 0) loop_->RemoveLink(number_);
   if (id_ != nullptr) {
-    if (id_->qp != nullptr) ::rdma_destroy_qp(id_);
+    DestroyPair();
     ::rdma_destroy_id(id_);
   }
-  if (device_ != nullptr) --device_->links;
+  ReturnHeld();
+  for (const Work& work : works_) {
+    if (!work.is_read) sends_->Return(work.buffer);
+  }
+  if (receives_ != nullptr) receives_->Leave();
+  if (sends_ != nullptr) sends_->Leave();
+  if (device_ != nullptr) device_->Release(kVerbsSendsMax);
+}
+
+void VerbsLink::DestroyPair() {
+  if (id_ != nullptr && id_->qp != nullptr) loop_->DestroyPair(device_index_, id_);
 }
 
 // ---- connecting
@@ -83,18 +94,26 @@ Status VerbsLink::MakeQueuePair() {
     return Error{Code::kUnsupported, "an RDMA device that came after the start: start again"};
   }
   VerbsDevice* device = loop_->devices()[device_index_].get();
-  if (device->links >= device->links_max()) {
-    return Error{Code::kNoSpace,
-                 fmt::format("{} has {} queue pairs, all it may", device->name(), device->links)};
+  if (!device->Reserve(kVerbsSendsMax)) {
+    return Error{Code::kNoSpace, fmt::format("{} has all queue pairs it may", device->name())};
   }
   device_ = device;
-  ++device_->links;
   number_ = loop_->AddLink(this);
+  if (framed_) {
+    KVC_TRY_ASSIGN(sends_, loop_->Sends(device_index_));
+    sends_->Join();
+    receives_ = loop_->SharedReceives(device_index_);
+    if (receives_ != nullptr) receives_->Join();
+  }
   ibv_qp_init_attr wanted{};
   wanted.send_cq = wanted.recv_cq = device_->completions();
   wanted.qp_type = IBV_QPT_RC;
   wanted.cap.max_send_wr = kVerbsSendsMax;
   wanted.cap.max_recv_wr = framed_ ? kVerbsReceives : 1;
+  if (receives_ != nullptr) {
+    wanted.srq = receives_->queue();
+    wanted.cap.max_recv_wr = 0;
+  }
   wanted.cap.max_send_sge = wanted.cap.max_recv_sge = 1;
   inline_bytes_ = wanted.cap.max_inline_data = kInlineBytes;
   if (::rdma_create_qp(id_, device_->domain(), &wanted) != 0) {
@@ -104,13 +123,19 @@ Status VerbsLink::MakeQueuePair() {
     }
   }
   if (!framed_) return {};
-  const size_t bytes = (kVerbsReceives + kSendBuffers) * kMessageBytes;
-  arena_ = std::make_unique<std::byte[]>(bytes);
-  KVC_TRY_ASSIGN(memory_, VerbsMemory::Register(device_->domain(), {arena_.get(), bytes}, false));
-  std::vector<uint32_t> receives;
-  for (uint32_t i = 0; i < kVerbsReceives; ++i) receives.push_back(i);
-  for (uint32_t i = 0; i < kSendBuffers; ++i) free_.push_back(kVerbsReceives + i);
-  return PostReceives(receives);
+  loop_->AddPair(device_index_, id_->qp->qp_num, this);
+  if (receives_ == nullptr) {
+    KVC_TRY_ASSIGN(receives_, VerbsReceives::Own(device_, id_->qp, number_));
+    receives_->Join();
+  }
+  granted_ = receives_->Share();
+  return {};
+}
+
+Bytes VerbsLink::Greeting() const {
+  VerbsGreeting greeting = options_.greeting;
+  greeting.receives = granted_;
+  return greeting.Encode();
 }
 
 void VerbsLink::Accept(rdma_cm_id* id, const rdma_cm_event& request, const VerbsGreeting& theirs) {
@@ -121,7 +146,7 @@ void VerbsLink::Accept(rdma_cm_id* id, const rdma_cm_event& request, const Verbs
     ::rdma_reject(id_, nullptr, 0);
     return Break(made.error());
   }
-  const Bytes greeting = options_.greeting.Encode();
+  const Bytes greeting = Greeting();
   rdma_conn_param wanted{};
   wanted.private_data = greeting.data();
   wanted.private_data_len = static_cast<uint8_t>(greeting.size());
@@ -142,7 +167,7 @@ void VerbsLink::OnConnectEvent(const rdma_cm_event& event) {
       return;
     case RDMA_CM_EVENT_ROUTE_RESOLVED: {
       if (const Status made = MakeQueuePair(); !made.ok()) return Break(made.error());
-      const Bytes greeting = options_.greeting.Encode();
+      const Bytes greeting = Greeting();
       rdma_conn_param wanted{};
       wanted.private_data = greeting.data();
       wanted.private_data_len = static_cast<uint8_t>(greeting.size());
@@ -176,6 +201,17 @@ void VerbsLink::OnEstablished(const rdma_cm_event& event) {
     const auto theirs = VerbsGreeting::Decode({data, event.param.conn.private_data_len});
     if (!theirs.ok()) return Break(theirs.error());
     credits_ = theirs->receives;
+  }
+  if (framed_ && receives_->queue() != nullptr) {
+    // How long a peer waits that found no receive. What librdmacm sets is the longest, 655 ms.
+    ibv_qp_attr soon{};
+    soon.qp_state = IBV_QPS_RTS;
+    soon.min_rnr_timer = kNoReceiveTimer;
+    if (const int result = ::ibv_modify_qp(id_->qp, &soon, IBV_QP_STATE | IBV_QP_MIN_RNR_TIMER);
+        result != 0) {
+      KVC_LOG(Debug, "a peer that finds no receive waits long", "peer={} errno={}",
+              LogValue(options_.peer_text), result);
+    }
   }
   up_ = true;
   Dirty();
@@ -219,10 +255,6 @@ void VerbsLink::Read(VerbsRead read) {
   Dirty();
 }
 
-std::span<std::byte> VerbsLink::Buffer(uint32_t index) const {
-  return {arena_.get() + index * kMessageBytes, kMessageBytes};
-}
-
 size_t VerbsLink::Fill(std::span<std::byte> buffer) {
   size_t filled = 0;
   while (!queue_.empty() && filled < buffer.size()) {
@@ -259,23 +291,17 @@ void VerbsLink::DropFirst() {
   if (gone.released != nullptr) gone.released();
 }
 
-Status VerbsLink::PostReceives(std::span<const uint32_t> buffers) {
-  std::vector<ibv_recv_wr> wanted(buffers.size());
-  std::vector<ibv_sge> places(buffers.size());
-  for (size_t i = 0; i < buffers.size(); ++i) {
-    places[i] = {.addr = reinterpret_cast<uint64_t>(Buffer(buffers[i]).data()),
-                 .length = kMessageBytes,
-                 .lkey = memory_.local_key()};
-    wanted[i] = {.wr_id = WorkId(kReceiveBit | buffers[i]),
-                 .next = i + 1 < buffers.size() ? &wanted[i + 1] : nullptr,
-                 .sg_list = &places[i],
-                 .num_sge = 1};
-  }
-  ibv_recv_wr* bad = nullptr;
-  if (const int result = ::ibv_post_recv(id_->qp, wanted.data(), &bad); result != 0) {
-    return VerbsError(result, "posting receives");
-  }
-  return {};
+uint32_t VerbsLink::Due() const {
+  const size_t known = granted_ + held_.size(), share = receives_->Share();
+  if (known < share) return static_cast<uint32_t>(share - known);
+  // Who could not even tell of credits would wait for us, and we for it.
+  return granted_ == 0 ? 1 : 0;
+}
+
+bool VerbsLink::MaySend() const {
+  if (!framed_ || sending_ >= sends_->Share()) return false;
+  if (!queue_.empty() && credits_ >= 2) return true;
+  return credits_ >= 1 && Due() >= receives_->Share() / 2;
 }
 
 void VerbsLink::Flush() {
@@ -287,10 +313,12 @@ void VerbsLink::Flush() {
     TakeMessage(next);
   }
   if (down_) return;
-  if (!reposts_.empty()) {
-    const std::vector<uint32_t> again = std::exchange(reposts_, {});
-    if (const Status posted = PostReceives(again); !posted.ok()) return Break(posted.error());
-    owed_ += static_cast<uint32_t>(again.size());
+  if (framed_) {
+    // The others do not wait for a peer that does not take its answers.
+    if (receives_->queue() != nullptr) LetGoOfReceives();
+    if (const Status posted = receives_->PostReturned(); !posted.ok()) {
+      return Break(posted.error());
+    }
   }
   for (;;) {
     std::array<ibv_send_wr, kChain> chain{};
@@ -300,23 +328,27 @@ void VerbsLink::Flush() {
       Work work{.sequence = ++sequence_};
       ibv_send_wr& wanted = chain[count];
       ibv_sge& place = places[count];
-      const bool telling = queue_.empty() && owed_ >= kVerbsReceives / 2 && credits_ >= 1;
-      if (framed_ && !free_.empty() && (telling || (!queue_.empty() && credits_ >= 2))) {
-        work.buffer = free_.back();
-        free_.pop_back();
-        const auto buffer = Buffer(work.buffer);
-        const auto bytes = static_cast<uint32_t>(Fill(buffer.subspan(kPrefixBytes)));
-        const uint32_t prefix[2] = {std::exchange(owed_, 0), bytes};
+      std::optional<uint32_t> lent;
+      if (MaySend()) lent = sends_->Take(shared_from_this());
+      if (lent.has_value()) {
+        work.buffer = *lent;
+        ++sending_;
+        const auto buffer = sends_->Buffer(work.buffer);
+        // The last credit is for telling, also of what the queue waits for.
+        const uint32_t bytes =
+            credits_ < 2 ? 0 : static_cast<uint32_t>(Fill(buffer.subspan(kPrefixBytes)));
+        const uint32_t prefix[2] = {Due(), bytes};
         static_assert(sizeof(prefix) == kPrefixBytes);
         std::memcpy(buffer.data(), prefix, sizeof(prefix));
+        granted_ += prefix[0];
         --credits_;
         place = {.addr = reinterpret_cast<uint64_t>(buffer.data()),
                  .length = static_cast<uint32_t>(kPrefixBytes + bytes),
-                 .lkey = memory_.local_key()};
+                 .lkey = sends_->local_key()};
         wanted.opcode = IBV_WR_SEND;
         wanted.send_flags = place.length <= inline_bytes_ ? IBV_SEND_INLINE : 0;
         counters_->bytes_sent.fetch_add(place.length, std::memory_order_relaxed);
-        if (++unsignalled_ >= kSignalEvery) wanted.send_flags |= IBV_SEND_SIGNALED;
+        if (++unsignalled_ >= sends_->SignalEvery()) wanted.send_flags |= IBV_SEND_SIGNALED;
       } else if (!reads_.empty()) {
         work.is_read = true;
         work.read = std::move(reads_.front());
@@ -346,7 +378,11 @@ void VerbsLink::Flush() {
       works_.push_back(std::move(work));
       ++count;
     }
-    if (count == 0) return;
+    if (count == 0) {
+      // There is room again for answers to what was held back.
+      if (!held_.empty() && !Full()) Dirty();
+      return;
+    }
     ibv_send_wr* bad = nullptr;
     if (const int result = ::ibv_post_send(id_->qp, chain.data(), &bad); result != 0) {
       return Break(VerbsError(result, "posting sends"));
@@ -360,9 +396,16 @@ void VerbsLink::OnCompletion(const ibv_wc& done) {
   if (down_) return;
   const uint64_t rest = done.wr_id & ((uint64_t{1} << 40) - 1);
   if ((rest & kReceiveBit) != 0) {
-    if (done.status != IBV_WC_SUCCESS) return Break(CompletionError(done.status));
+    const uint32_t buffer = BufferOfWork(done.wr_id);
+    receives_->Completed();
+    if (done.status != IBV_WC_SUCCESS || granted_ == 0) {
+      receives_->Return(buffer);
+      if (done.status != IBV_WC_SUCCESS) return Break(CompletionError(done.status));
+      return Judge(Error{Code::kCorrupt, "a message without a credit"});
+    }
+    --granted_;
     // It is held: the first may come before librdmacm's word that the connection is made.
-    return OnMessage(static_cast<uint32_t>(rest & ~kReceiveBit), done.byte_len);
+    return OnMessage(buffer, done.byte_len);
   }
   // All before it are done, too.
   while (!works_.empty() && works_.front().sequence <= rest && !down_) {
@@ -374,7 +417,8 @@ void VerbsLink::OnCompletion(const ibv_wc& done) {
       counters_->bytes_received.fetch_add(work.read.into.size(), std::memory_order_relaxed);
       work.read.done({});
     } else {
-      free_.push_back(work.buffer);
+      --sending_;
+      sends_->Return(work.buffer);
     }
   }
   if (down_) return;
@@ -383,29 +427,48 @@ void VerbsLink::OnCompletion(const ibv_wc& done) {
 }
 
 void VerbsLink::OnMessage(uint32_t buffer, uint32_t bytes) {
-  const auto message = Buffer(buffer).first(std::min<size_t>(bytes, kMessageBytes));
+  const auto message = receives_->Buffer(buffer).first(std::min<size_t>(bytes, kMessageBytes));
   counters_->bytes_received.fetch_add(message.size(), std::memory_order_relaxed);
   uint32_t prefix[2] = {};
-  if (message.size() < kPrefixBytes) return Judge(Error{Code::kCorrupt, "a message of no length"});
-  std::memcpy(prefix, message.data(), sizeof(prefix));
-  if (prefix[1] != message.size() - kPrefixBytes || prefix[0] > kVerbsReceives) {
+  const bool whole = message.size() >= kPrefixBytes;
+  if (whole) std::memcpy(prefix, message.data(), sizeof(prefix));
+  if (!whole || prefix[1] != message.size() - kPrefixBytes || prefix[0] > kVerbsReceives) {
+    receives_->Return(buffer);
     return Judge(Error{Code::kCorrupt, "a message whose prefix is not of it"});
   }
   // Credits count at once, and what tells of nothing else is free again: what is held back may wait
   // for what they allow to be sent.
   credits_ += prefix[0];
   if (prefix[1] == 0) {
-    reposts_.push_back(buffer);
+    receives_->Return(buffer);
   } else {
-    held_.push_back({buffer, prefix[1], loop_->Now()});
+    held_.push_back({.buffer = buffer, .bytes = prefix[1], .arrived = loop_->Now()});
   }
   Dirty();
 }
 
 void VerbsLink::TakeMessage(const Held& message) {
   arrived_ = message.arrived;
-  Judge(parser_.Feed(Buffer(message.buffer).subspan(kPrefixBytes, message.bytes)));
-  if (!down_) reposts_.push_back(message.buffer);
+  const auto receives = receives_;  // the link may end
+  std::span<const std::byte> bytes = message.copy;
+  if (bytes.empty()) bytes = receives->Buffer(message.buffer).subspan(kPrefixBytes, message.bytes);
+  Judge(parser_.Feed(bytes));
+  if (message.copy.empty()) receives->Return(message.buffer);
+}
+
+void VerbsLink::LetGoOfReceives() {
+  for (Held& message : held_) {
+    if (!message.copy.empty()) continue;
+    const auto bytes = receives_->Buffer(message.buffer).subspan(kPrefixBytes, message.bytes);
+    message.copy.assign(bytes.begin(), bytes.end());
+    receives_->Return(message.buffer);
+  }
+}
+
+void VerbsLink::ReturnHeld() {
+  for (const Held& message : std::exchange(held_, {})) {
+    if (message.copy.empty()) receives_->Return(message.buffer);
+  }
 }
 
 void VerbsLink::Judge(const Status& status) {
@@ -428,15 +491,19 @@ void VerbsLink::Break(const Error& why) {
   const auto self = weak_from_this().lock();  // the owner may let go of it
   if (id_ != nullptr && id_->qp != nullptr) {
     if (up_) ::rdma_disconnect(id_);
-    ::rdma_destroy_qp(id_);  // from here on nothing is touched
+    DestroyPair();
   }
   if (number_ != 0) loop_->RemoveLink(std::exchange(number_, 0));
-  held_.clear();
+  ReturnHeld();
   auto works = std::exchange(works_, {});
   auto reads = std::exchange(reads_, {});
   auto frames = std::exchange(queue_, {});
   for (const Work& work : works) {
-    if (work.is_read) work.read.done(why);
+    if (work.is_read) {
+      work.read.done(why);
+    } else {
+      sends_->Return(work.buffer);
+    }
   }
   for (const VerbsRead& read : reads) read.done(why);
   for (const Outgoing& frame : frames) {

@@ -1,8 +1,10 @@
 // One reliable queue pair: frames as a stream of messages, and one-sided READs.
 //
 // Frames go in messages of at most kMessageBytes, each into a receive that the other side has
-// posted and told us of (credits); the last credit is kept for telling of credits. READs and sends
-// of one turn of the loop are one chain, of which the last is signalled. Threads: the loop's.
+// told us of (credits); the last credit is kept for telling of credits. Receives are shared by the
+// queue pairs of a device (verbs_buffers.h): who is told of how many depends on how many they are.
+// READs and sends of one turn of the loop are one chain, of which the last is signalled.
+// Threads: the loop's.
 // Memory: a frame's bulk is borrowed until `released`; a VerbsRead's memory until `done`, or until
 // OnLinkDown has returned: by then the queue pair is gone, and nothing touches it.
 // Fails: any error ends the queue pair; OnLinkDown says why.
@@ -13,6 +15,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -96,9 +99,6 @@ class VerbsLink final : public VerbsEvents, public std::enable_shared_from_this<
   void OnConnectEvent(const rdma_cm_event& event) override;
   void OnCompletion(const ibv_wc& done);
   void Flush();
-  static uint32_t NumberOf(uint64_t work_id) { return static_cast<uint32_t>(work_id >> 40); }
-
-  static constexpr size_t kMessageBytes = 16 << 10;
 
  private:
   struct Work {
@@ -110,20 +110,23 @@ class VerbsLink final : public VerbsEvents, public std::enable_shared_from_this<
   struct Held {
     uint32_t buffer = 0, bytes = 0;
     Millis arrived{0};
+    Bytes copy{};  // not empty: the buffer is another's already
   };
-  static constexpr uint32_t kSendBuffers = 32;
   static constexpr uint32_t kInlineBytes = 220;
-  static constexpr uint32_t kChain = 32;       // work requests of one doorbell
-  static constexpr uint32_t kSignalEvery = 8;  // sends
-  static constexpr uint64_t kReceiveBit = 1ull << 39;
+  static constexpr uint32_t kChain = 32;     // work requests of one doorbell
   static constexpr size_t kPrefixBytes = 8;  // credits u32, bytes of the stream u32
 
   Status MakeQueuePair();
-  Status PostReceives(std::span<const uint32_t> buffers);
-  std::span<std::byte> Buffer(uint32_t index) const;
+  Bytes Greeting() const;
+  // Receives that the other side may be told of.
+  uint32_t Due() const;
+  bool MaySend() const;
+  void ReturnHeld();
+  void DestroyPair();
   void OnEstablished(const rdma_cm_event& event);
   void OnMessage(uint32_t buffer, uint32_t bytes);
   void TakeMessage(const Held& message);
+  void LetGoOfReceives();
   void Judge(const Status& status);
   bool Full() const { return queued_bytes_ >= options_.unsent_bytes_max; }
   // How much of the queue is in the buffer now.
@@ -145,13 +148,12 @@ class VerbsLink final : public VerbsEvents, public std::enable_shared_from_this<
   uint32_t inline_bytes_ = 0;
   bool up_ = false, down_ = false, dirty_ = false, taking_ = false;
 
-  VerbsMemory memory_;  // receives, then sends
-  std::unique_ptr<std::byte[]> arena_;
-  std::vector<uint32_t> free_;     // buffers to send from
-  std::vector<uint32_t> reposts_;  // buffers to receive into
+  std::shared_ptr<VerbsReceives> receives_;
+  std::shared_ptr<VerbsSends> sends_;
+  uint32_t sending_ = 0;  // buffers of `sends_`
   Millis arrived_{0};
-  std::deque<Held> held_;            // received, and not looked at yet
-  uint32_t credits_ = 0, owed_ = 0;  // receives of theirs, and of ours that they do not know of
+  std::deque<Held> held_;               // received, and not looked at yet
+  uint32_t credits_ = 0, granted_ = 0;  // receives of theirs, and of ours, that may be sent into
 
   std::deque<Outgoing> queue_;
   uint64_t queued_bytes_ = 0;

@@ -19,6 +19,7 @@ constexpr Millis kTick{1}, kLongest{1000};
 // Polling costs this thread's CPU; sleeping costs who waits a wake-up of some 10 to 50 us. Doubled
 // when it was worth it, halved when not.
 constexpr int64_t kSpinLeastNs = 1'000, kSpinMostNs = 50'000;
+constexpr uint32_t kSendBuffers = 512;  // 8 MiB a device: 16 queue pairs have all that they may use
 constexpr int kRoundsWithoutEvents = 64;  // librdmacm is looked at when nothing else comes, or then
 
 int64_t NowNs() {
@@ -33,12 +34,15 @@ void Unblock(int fd) {
 
 VerbsLoop::~VerbsLoop() {
   Stop();
+  ports_.clear();
   devices_.clear();
   if (channel_ != nullptr) ::rdma_destroy_event_channel(channel_);
 }
 
-Status VerbsLoop::Start(const std::string& name) {
+Status VerbsLoop::Start(const std::string& name, uint32_t receives) {
   KVC_TRY_ASSIGN(devices_, OpenVerbsDevices());
+  ports_.resize(devices_.size());
+  receives_wanted_ = receives;
   channel_ = ::rdma_create_event_channel();
   if (channel_ == nullptr) return VerbsError(errno, "librdmacm");
   wake_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -96,6 +100,61 @@ uint32_t VerbsLoop::AddLink(VerbsLink* link) {
   return last_link_;
 }
 
+uint32_t VerbsLoop::AddReceives(VerbsReceives* receives) {
+  uint32_t number = 1;
+  while (receives_.contains(number)) ++number;
+  receives_[number] = receives;
+  return number;
+}
+
+std::shared_ptr<VerbsReceives> VerbsLoop::SharedReceives(size_t device) {
+  Port& port = ports_[device];
+  if (port.receives != nullptr && !port.receives->worn()) return port.receives;
+  if (port.never_shares) return nullptr;
+  VerbsDevice& of = *devices_[device];
+  const uint32_t count = std::min(receives_wanted_, of.shared_receives_max());
+  Result<std::shared_ptr<VerbsReceives>> made =
+      Error{Code::kUnsupported, receives_wanted_ == 0 ? "it is switched off" : "it has none"};
+  if (count != 0) made = VerbsReceives::Shared(this, &of, count);
+  if (made.ok()) {
+    port.receives = *made;
+    KVC_LOG(Info, "a device has a shared receive queue", "device={} receives={} bytes={}",
+            of.name(), count, port.receives->bytes());
+    return port.receives;
+  }
+  if (!std::exchange(port.never_shares, true)) {
+    KVC_LOG(Warn, "a device has no shared receive queue: memory grows with peers",
+            "device={} bytes_a_peer={} reason={}", of.name(), kVerbsReceives * kMessageBytes,
+            LogValue(made.error().text));
+  }
+  return nullptr;
+}
+
+Result<std::shared_ptr<VerbsSends>> VerbsLoop::Sends(size_t device) {
+  Port& port = ports_[device];
+  if (port.sends == nullptr) {
+    KVC_TRY_ASSIGN(port.sends, VerbsSends::Make(this, devices_[device].get(), kSendBuffers));
+  }
+  return port.sends;
+}
+
+void VerbsLoop::DestroyPair(size_t device, rdma_cm_id* id) {
+  const uint32_t pair = id->qp->qp_num;
+  // A device may forget completions of a queue pair that goes. Those of shared receives are needed
+  // still; in this state no more come.
+  ibv_qp_attr failed{};
+  failed.qp_state = IBV_QPS_ERR;
+  (void)::ibv_modify_qp(id->qp, &failed, IBV_QP_STATE);
+  Gather(device);
+  ::rdma_destroy_qp(id);  // from here on nothing is touched
+  Gather(device);
+  ports_[device].pairs.erase(pair);
+  // The number may be another's soon.
+  for (ibv_wc& done : ports_[device].gathered) {
+    if (done.qp_num == pair) done.qp_num = 0;
+  }
+}
+
 bool VerbsLoop::RunPosted() {
   if (!any_posted_.exchange(false)) return false;
   std::vector<std::function<void()>> work;
@@ -109,21 +168,48 @@ bool VerbsLoop::RunPosted() {
 
 bool VerbsLoop::PollCompletions() {
   bool any = false;
-  for (const auto& device : devices_) {
-    std::array<ibv_wc, 64> done;
-    int count = 0;
-    do {
-      count = ::ibv_poll_cq(device->completions(), static_cast<int>(done.size()), done.data());
-      KVC_CHECK(count >= 0);  // an overrun, which links_max rules out
-      for (int i = 0; i < count; ++i) {
-        const ibv_wc& one = done[static_cast<size_t>(i)];
-        const auto link = links_.find(VerbsLink::NumberOf(one.wr_id));
-        if (link != links_.end()) link->second->OnCompletion(one);
-      }
-      any |= count > 0;
-    } while (count == static_cast<int>(done.size()));
+  for (size_t i = 0; i < ports_.size(); ++i) {
+    Gather(i);
+    while (!ports_[i].gathered.empty()) {
+      const ibv_wc done = ports_[i].gathered.front();
+      ports_[i].gathered.pop_front();
+      Dispatch(i, done);
+      any = true;
+    }
   }
   return any;
+}
+
+void VerbsLoop::Gather(size_t device) {
+  std::array<ibv_wc, 64> done;
+  int count = 0;
+  do {
+    count =
+        ::ibv_poll_cq(devices_[device]->completions(), static_cast<int>(done.size()), done.data());
+    KVC_CHECK(count >= 0);  // an overrun, which Reserve rules out
+    auto& gathered = ports_[device].gathered;
+    gathered.insert(gathered.end(), done.begin(), done.begin() + count);
+  } while (count == static_cast<int>(done.size()));
+}
+
+void VerbsLoop::Dispatch(size_t device, const ibv_wc& done) {
+  if ((done.wr_id & kReceiveBit) == 0 || (done.wr_id & kSharedBit) == 0) {
+    const auto link = links_.find(NumberOfWork(done.wr_id));
+    if (link != links_.end()) link->second->OnCompletion(done);
+    return;
+  }
+  const auto& pairs = ports_[device].pairs;
+  if (const auto link = pairs.find(done.qp_num); link != pairs.end()) {
+    return link->second->OnCompletion(done);
+  }
+  const auto receives = receives_.find(NumberOfWork(done.wr_id));
+  if (receives == receives_.end()) return;
+  receives->second->Completed();
+  receives->second->Return(BufferOfWork(done.wr_id));
+  if (const Status posted = receives->second->PostReturned(); !posted.ok()) {
+    KVC_LOG(Warn, "a shared receive is not posted again", "reason={}",
+            LogValue(posted.error().text));
+  }
 }
 
 void VerbsLoop::FlushDirty() {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -18,6 +19,7 @@
 #include "base/clock.h"
 #include "base/fd.h"
 #include "base/mutex.h"
+#include "rdma/verbs_buffers.h"
 #include "rdma/verbs_device.h"
 
 namespace kvcfs::rdma {
@@ -47,7 +49,8 @@ class VerbsLoop {
   ~VerbsLoop();
   VerbsLoop(const VerbsLoop&) = delete;
   VerbsLoop& operator=(const VerbsLoop&) = delete;
-  Status Start(const std::string& name);
+  // `receives`: of one device, for all peers; 0: each queue pair has its own.
+  Status Start(const std::string& name, uint32_t receives);
   // All members are stopped and gone when it returns.
   void Stop();
 
@@ -65,6 +68,17 @@ class VerbsLoop {
   // Its completions carry the number.
   uint32_t AddLink(VerbsLink* link);
   void RemoveLink(uint32_t number) { links_.erase(number); }
+  // What is received into a shared queue carries the queue pair's number, which is its device's.
+  void AddPair(size_t device, uint32_t pair, VerbsLink* link) { ports_[device].pairs[pair] = link; }
+  // Destroys a queue pair: nothing that it did is told to anybody any more.
+  void DestroyPair(size_t device, rdma_cm_id* id);
+  uint32_t AddReceives(VerbsReceives* receives);
+  void RemoveReceives(uint32_t number) { receives_.erase(number); }
+  // Null: a queue pair of this device has receives of its own.
+  std::shared_ptr<VerbsReceives> SharedReceives(size_t device);
+  Result<std::shared_ptr<VerbsSends>> Sends(size_t device);
+  void CountFewReceives() { few_receives_.fetch_add(1, std::memory_order_relaxed); }
+  uint64_t few_receives() const { return few_receives_.load(std::memory_order_relaxed); }
   // To be flushed before the loop looks for completions again.
   void MarkDirty(std::shared_ptr<VerbsLink> link) { dirty_.push_back(std::move(link)); }
   // At the latest then, Tick is called.
@@ -74,6 +88,8 @@ class VerbsLoop {
   void Main(const std::string& name);
   bool RunPosted() KVC_EXCLUDES(mutex_);
   bool PollCompletions();
+  void Gather(size_t device);
+  void Dispatch(size_t device, const ibv_wc& done);
   void FlushDirty();
   void TickAll(Millis now);
   void Sleep(Millis now) KVC_EXCLUDES(mutex_);
@@ -84,6 +100,18 @@ class VerbsLoop {
   SystemClock clock_;
   rdma_event_channel* channel_ = nullptr;
   std::vector<std::unique_ptr<VerbsDevice>> devices_;
+  // What this thread keeps of each.
+  struct Port {
+    std::shared_ptr<VerbsReceives> receives;
+    std::shared_ptr<VerbsSends> sends;
+    bool never_shares = false;  // what was to be said of that was said
+    std::unordered_map<uint32_t, VerbsLink*> pairs;
+    std::deque<ibv_wc> gathered;  // completions that nobody was told of yet
+  };
+  std::vector<Port> ports_;
+  uint32_t receives_wanted_ = 0;
+  std::unordered_map<uint32_t, VerbsReceives*> receives_;
+  std::atomic<uint64_t> few_receives_{0};
   std::vector<pollfd> waited_;  // the eventfd, librdmacm's, one a device
   Fd wake_;
   std::thread thread_;

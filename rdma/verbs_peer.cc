@@ -161,9 +161,7 @@ void VerbsPeerCore::OnAddress(const VerbsOffer& offer, const Status& status,
     links_.push_back(std::make_shared<VerbsLink>(
         &loop_, this, i == 0 ? this : nullptr, &shared_->counters,
         VerbsLink::Options{.limits = shared_->Limits(),
-                           .greeting = {.index = static_cast<uint16_t>(i),
-                                        .token = token_,
-                                        .receives = i == 0 ? kVerbsReceives : 0},
+                           .greeting = {.index = static_cast<uint16_t>(i), .token = token_},
                            .peer_text = address_.ToString()}));
   }
   const auto links = links_;  // one that fails at once lets go of all

@@ -38,9 +38,7 @@ class VerbsServed final : public VerbsLinkOwner,
         shared_->loop.get(), this, framed ? this : nullptr, &shared_->counters,
         VerbsLink::Options{.limits = shared_->Limits(),
                            .unsent_bytes_max = shared_->options.unsent_bytes_max,
-                           .greeting = {.index = theirs.index,
-                                        .token = {},
-                                        .receives = framed ? kVerbsReceives : 0},
+                           .greeting = {.index = theirs.index},
                            .peer_text = calls_.peer()->name});
   }
 

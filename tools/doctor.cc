@@ -363,6 +363,24 @@ class Examination {
         RdmaPort(fmt::format("{}/{}", name, port), fmt::format("{}/{}", ports, port));
       }
     }
+    RdmaReceives();
+  }
+
+  // Not in a file: devices are asked, if they may be.
+  void RdmaReceives() {
+    if (calls_.rdma_devices == nullptr) return;
+    const auto devices = calls_.rdma_devices();
+    if (!devices.ok()) return;
+    for (const rdma::VerbsDeviceFacts& device : *devices) {
+      if (device.shared_receives_max != 0) {
+        Ok("rdma", fmt::format("{}: a shared receive queue, of at most {}", device.name,
+                               device.shared_receives_max));
+        continue;
+      }
+      Say(Health::kWarn, "rdma", device.name + ": no shared receive queue",
+          "a device that has one (max_srq in ibv_devinfo -v); else LimitMEMLOCK for all peers",
+          "512 KiB of locked memory for each peer, instead of 8 MiB for all");
+    }
   }
 
   void Network() {

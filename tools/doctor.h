@@ -11,6 +11,7 @@
 
 #include "base/config.h"
 #include "base/result.h"
+#include "rdma/verbs.h"
 
 namespace kvcfs::tools {
 
@@ -43,6 +44,7 @@ struct HostCalls {
   std::function<Result<FuseOffer>()> fuse_offer;
   std::function<Result<DiskFacts>(const std::string& directory)> disk_facts;
   bool libfuse_has_passthrough = false;
+  std::function<Result<std::vector<rdma::VerbsDeviceFacts>>()> rdma_devices = {};
 };
 // Those of this machine.
 HostCalls RealHostCalls();

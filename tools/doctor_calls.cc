@@ -110,7 +110,8 @@ HostCalls RealHostCalls() {
   return {.io_uring_setup = TryIoUring,
           .fuse_offer = FuseOfferHere,
           .disk_facts = DiskFactsOf,
-          .libfuse_has_passthrough = fs::FuseSession::BuiltWithPassthrough()};
+          .libfuse_has_passthrough = fs::FuseSession::BuiltWithPassthrough(),
+          .rdma_devices = rdma::AskVerbsDevices};
 }
 
 }  // namespace kvcfs::tools

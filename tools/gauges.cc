@@ -107,6 +107,9 @@ void RegisterClusterMetrics(meta::Cluster* cluster) {
         [](Now s) { return s.transport.reconnects; });
   total("kvcfs_rdma_hostile_frames_total", "Frames that no peer of ours sends.",
         [](Now s) { return s.transport.hostile_frames; });
+  total("kvcfs_rdma_few_receives_total",
+        "Times that messages of peers had taken nearly all shared receives.",
+        [](Now s) { return s.transport.few_receives; });
 }
 
 }  // namespace kvcfs::tools

@@ -258,6 +258,15 @@ TEST_F(Doctor, Rdma) {
   Remove("sys/class/infiniband/mlx5_0/ports/1/gids/1");
   ExpectOnly({"rdma"});
   AddRdma("InfiniBand", "4: ACTIVE", "IB/RoCE v1");
+  calls_.rdma_devices = [] {
+    return std::vector<rdma::VerbsDeviceFacts>{{.name = "mlx5_0", .shared_receives_max = 32767}};
+  };
+  ExpectOnly({});
+  calls_.rdma_devices = [] {
+    return std::vector<rdma::VerbsDeviceFacts>{{.name = "mlx5_0", .shared_receives_max = 0}};
+  };
+  EXPECT_NE(Find("rdma").found.find("no shared receive queue"), std::string::npos);
+  calls_.rdma_devices = nullptr;
   Remove("dev/infiniband");
   EXPECT_NE(Find("rdma").change.find("ib_uverbs"), std::string::npos);
 }
