@@ -202,7 +202,7 @@ class BlockStore : public SlotOwner {
   // What the cluster said of a block last (block_cluster.cc).
   struct Told {
     uint32_t crc32c = 0;
-    std::vector<meta::Place> places;            // empty: to be asked for
+    meta::PlaceList places;                     // empty: to be asked for
     std::chrono::milliseconds valid_until{0};   // it may be answered without asking again
     std::chrono::milliseconds leased_until{0};  // its promise
   };

@@ -38,21 +38,37 @@ ClusterClient::Op& ClusterClient::Begin(Millis now, uint64_t number, Kind kind, 
 }
 
 void ClusterClient::Match(Millis now, uint64_t number, const SpaceId& space,
-                          std::vector<BlockKey> keys, bool lease, Millis timeout,
+                          std::span<const BlockKey> keys, bool lease, Millis timeout,
                           ClientActions* out) {
-  Op& op = Begin(now, number, Kind::kMatch, {space, {}}, timeout);
-  op.keys = std::move(keys);
-  op.lease = lease;
-  for (const GroupRange& range : GroupsOf(static_cast<uint32_t>(op.keys.size()))) {
-    GroupPart& part = op.groups.emplace_back();
+  std::vector<GroupPart> groups;
+  std::vector<FoundBlock> found;
+  const std::vector<GroupRange> ranges = GroupsOf(static_cast<uint32_t>(keys.size()));
+  groups.reserve(ranges.size());
+  if (lease) {
+    found.reserve(keys.size());
+    for (const GroupRange& range : ranges) cache_.Prefetch(space, keys[range.first]);
+  }
+  for (const GroupRange& range : ranges) {
+    GroupPart& part = groups.emplace_back();
     part.range = range;
     if (!lease) continue;
-    auto hit = cache_.Find(now, space, std::span(op.keys).subspan(range.first, range.count));
-    if (!hit.has_value()) continue;
+    found.resize(range.first);
+    const auto until = cache_.Find(now, space, keys.subspan(range.first, range.count), &found);
+    if (!until.has_value()) continue;
     part.answered = part.cached = true;
-    part.blocks = std::move(hit->blocks);
-    part.lease_until = hit->lease_until;
+    part.count = range.count;
+    part.lease_until = *until;
   }
+  if (auto outcome = EndOfMatch(now, groups, false, &found); outcome.has_value()) {
+    outcome->op = number;
+    out->outcomes.push_back(std::move(*outcome));
+    return;
+  }
+  Op& op = Begin(now, number, Kind::kMatch, {space, {}}, timeout);
+  op.keys.assign(keys.begin(), keys.end());
+  op.lease = lease;
+  op.groups = std::move(groups);
+  op.found = std::move(found);
   Run(now, number, op, out);
 }
 
@@ -93,7 +109,7 @@ void ClusterClient::Read(Millis now, uint64_t number, const SpaceId& space, cons
                          Millis timeout, ClientActions* out) {
   Op& op = Begin(now, number, Kind::kRead, {space, block.key}, timeout);
   op.block = block;
-  op.places = block.places;
+  op.places.assign(block.places.begin(), block.places.end());
   // The own node first; the others in an order that is another one for each reader.
   const auto distance = [&](const Place& place) {
     return place.node == options_.self
@@ -136,7 +152,7 @@ void ClusterClient::NoteUsed(const BlockId& id, const NodeId& holder) {
 uint64_t ClusterClient::Send(Millis now, uint64_t number, Op& op, const NodeId& to,
                              RequestBody body, ClientActions* out) {
   const uint64_t id = next_call_++;
-  op.calls.insert(id);
+  op.calls.push_back(id);
   calls_[id] = {.op = number, .sent = now, .epoch = view_.epoch, .groups = {}, .place = {}};
   out->calls.push_back({to, id, {view_.epoch, std::move(body)}, number});
   return id;
@@ -198,9 +214,10 @@ void ClusterClient::Run(Millis now, uint64_t number, Op& op, ClientActions* out)
 
 // One message to each owner, all at once.
 void ClusterClient::RunMatch(Millis now, uint64_t number, Op& op, ClientActions* out) {
-  std::map<NodeId, std::vector<size_t>> by_owner;
+  std::vector<std::pair<NodeId, uint32_t>> asked;  // which group of whom
+  asked.reserve(op.groups.size());
   bool first_is_open = false;
-  for (size_t i = 0; i < op.groups.size(); ++i) {
+  for (uint32_t i = 0; i < op.groups.size(); ++i) {
     GroupPart& part = op.groups[i];
     if (part.answered) continue;
     // First blocks are asked of any metadata node, once; then of the owner.
@@ -213,52 +230,74 @@ void ClusterClient::RunMatch(Millis now, uint64_t number, Op& op, ClientActions*
       Retry(now, op);
       continue;
     }
-    by_owner[owner].push_back(i);
+    asked.emplace_back(owner, i);
   }
   if (first_is_open) {
     NodeId node =
-        by_owner.empty()
+        asked.empty()
             ? placement_.OwnerOf(static_cast<uint32_t>(MixHash(options_.self.low, 1) % kShardCount))
-            : by_owner.begin()->first;
+            : std::min_element(asked.begin(), asked.end())->first;
     const NodeId& owner = placement_.OwnerOf(BlockId{op.id.space, op.keys[0]});
-    if (by_owner.contains(owner)) node = owner;
+    for (const auto& [other, group] : asked) {
+      if (other == owner) node = owner;
+    }
     if (node.valid()) {
-      by_owner[node].insert(by_owner[node].begin(), 0);
+      asked.emplace_back(node, 0);
     } else {
       Retry(now, op);
     }
   }
-  for (const auto& [owner, indexes] : by_owner) {
-    MatchRequest request{op.id.space, op.lease, {}};
-    for (const size_t i : indexes) {
-      const GroupRange& range = op.groups[i].range;
-      const auto begin = op.keys.begin() + range.first;
-      request.groups.push_back({range.first, {begin, begin + range.count}});
+  std::sort(asked.begin(), asked.end());
+  for (size_t begin = 0; begin < asked.size();) {
+    const NodeId owner = asked[begin].first;
+    MatchRequest request{op.id.space, op.lease};
+    std::vector<uint32_t> groups;
+    groups.reserve(asked.size() - begin);
+    request.groups.reserve(asked.size() - begin);
+    request.keys.reserve(op.keys.size() - op.groups[asked[begin].second].range.first);
+    for (; begin < asked.size() && asked[begin].first == owner; ++begin) {
+      const GroupRange& range = op.groups[asked[begin].second].range;
+      request.Add(range.first, std::span(op.keys).subspan(range.first, range.count));
+      groups.push_back(asked[begin].second);
     }
-    calls_[Send(now, number, op, owner, std::move(request), out)].groups = indexes;
+    calls_[Send(now, number, op, owner, std::move(request), out)].groups = std::move(groups);
   }
   FinishMatch(now, number, op, false, out);
 }
 
-// Ends it when enough is known. What a later group has, its earlier ones had at that time too:
-// a block stays as long as one extends it.
+// Ends it when enough is known.
 void ClusterClient::FinishMatch(Millis now, uint64_t number, Op& op, bool last,
                                 ClientActions* out) {
-  Outcome outcome{};
-  outcome.lease_until = Millis::max();
-  for (const GroupPart& part : op.groups) {
+  auto outcome = EndOfMatch(now, op.groups, last, &op.found);
+  if (outcome.has_value()) return End(number, std::move(*outcome), out);
+  if (op.calls.empty() && op.retry < Millis(0)) Retry(now, op);
+}
+
+// What a later group has, its earlier ones had at that time too: a block stays as long as one
+// extends it.
+std::optional<Outcome> ClusterClient::EndOfMatch(Millis now, std::span<const GroupPart> groups,
+                                                 bool last, std::vector<FoundBlock>* found) {
+  std::optional<Outcome> outcome(std::in_place);
+  outcome->lease_until = Millis::max();
+  size_t total = 0;
+  for (const GroupPart& part : groups) {
     if (!part.answered) {
       if (last) break;
-      if (op.calls.empty() && op.retry < Millis(0)) Retry(now, op);
-      return;
+      return std::nullopt;
     }
-    outcome.blocks.insert(outcome.blocks.end(), part.blocks.begin(), part.blocks.end());
-    if (!part.blocks.empty()) outcome.lease_until = std::min(outcome.lease_until, part.lease_until);
-    if (part.cached) outcome.from_cache += static_cast<uint32_t>(part.blocks.size());
-    if (part.blocks.size() < part.range.count && !KVC_PLANTED(19)) break;
+    if (part.count > 0 && total != part.range.first) {  // behind a gap
+      const auto from = found->begin() + part.range.first;
+      std::move(from, from + part.count, found->begin() + static_cast<std::ptrdiff_t>(total));
+    }
+    total += part.count;
+    if (part.count > 0) outcome->lease_until = std::min(outcome->lease_until, part.lease_until);
+    if (part.cached) outcome->from_cache += part.count;
+    if (part.count < part.range.count && !KVC_PLANTED(19)) break;
   }
-  if (outcome.blocks.empty() || outcome.lease_until <= now) outcome.lease_until = Millis(0);
-  End(number, std::move(outcome), out);
+  found->resize(total);
+  outcome->blocks = std::move(*found);
+  if (total == 0 || outcome->lease_until <= now) outcome->lease_until = Millis(0);
+  return outcome;
 }
 
 void ClusterClient::ReceiveMatch(Millis now, uint64_t number, Op& op, const Call& call,
@@ -266,26 +305,32 @@ void ClusterClient::ReceiveMatch(Millis now, uint64_t number, Op& op, const Call
   const auto* answers = std::get_if<MatchReply>(&reply.body);
   const bool good =
       reply.code == Code::kOk && answers != nullptr && answers->groups.size() == call.groups.size();
+  std::span<const FoundBlock> rest;
+  if (good) rest = answers->blocks;
   for (size_t i = 0; i < call.groups.size(); ++i) {
     GroupPart& part = op.groups[call.groups[i]];
     if (!good || answers->groups[i].code != Code::kOk) {
+      if (good) rest = rest.subspan(answers->groups[i].count);
       part.failed = true;
       Retry(now, op);
       continue;
     }
     const GroupAnswer& answer = answers->groups[i];
-    size_t same = 0;  // a server's words are checked
-    while (same < answer.blocks.size() && same < part.range.count &&
-           answer.blocks[same].key == op.keys[part.range.first + same]) {
-      ++same;
+    const std::span<const FoundBlock> blocks = rest.first(answer.count);
+    rest = rest.subspan(answer.count);
+    const size_t end = part.range.first + std::min<size_t>(blocks.size(), part.range.count);
+    if (op.found.size() < end) op.found.resize(end);
+    part.count = 0;  // a server's words are checked
+    for (; part.count < blocks.size() && part.count < part.range.count; ++part.count) {
+      const size_t at = part.range.first + part.count;
+      if (blocks[part.count].key != op.keys[at]) break;
+      op.found[at] = blocks[part.count];
     }
     part.answered = true;
-    const auto begin = answer.blocks.begin();
-    part.blocks.assign(begin, begin + static_cast<std::ptrdiff_t>(same));
     // Counted from when it was asked: the server counts from later.
     part.lease_until = answer.lease_ms == 0 ? Millis(0) : call.sent + Millis(answer.lease_ms);
     if (answer.lease_ms > 0) {
-      cache_.Put(op.id.space, part.range.first, part.blocks, part.lease_until);
+      cache_.Put(op.id.space, part.range.first, blocks.first(part.count), part.lease_until);
     }
   }
   FinishMatch(now, number, op, false, out);
@@ -405,7 +450,7 @@ void ClusterClient::ReceiveReply(Millis now, uint64_t id, const Reply& reply, Cl
   const Call call = std::move(at->second);
   calls_.erase(at);
   Op& op = ops_.at(call.op);
-  op.calls.erase(id);
+  std::erase(op.calls, id);
   switch (op.kind) {
     case Kind::kMatch:
       return ReceiveMatch(now, call.op, op, call, reply, out);

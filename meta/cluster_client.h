@@ -12,7 +12,7 @@
 #include <map>
 #include <optional>
 #include <set>
-#include <unordered_map>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -55,8 +55,8 @@ class ClusterClient {
   void SetView(Millis now, const ClusterView& view, ClientActions* out);
 
   // How many leading keys are cached. Without `lease`, nothing is promised or remembered.
-  void Match(Millis now, uint64_t op, const SpaceId& space, std::vector<BlockKey> keys, bool lease,
-             Millis timeout, ClientActions* out);
+  void Match(Millis now, uint64_t op, const SpaceId& space, std::span<const BlockKey> keys,
+             bool lease, Millis timeout, ClientActions* out);
   void Stat(Millis now, uint64_t op, const BlockId& id, Millis timeout, ClientActions* out);
   // Before a block is written behind `parent` (zero: a first block): kNotFound, or its facts, and
   // the parent stays for a while.
@@ -104,8 +104,8 @@ class ClusterClient {
   struct GroupPart {
     GroupRange range;
     bool answered = false, cached = false, failed = false;
+    uint32_t count = 0;  // of leading blocks that are there
     Millis lease_until{0};
-    std::vector<FoundBlock> blocks;
   };
   struct Op {
     Kind kind = Kind::kMatch;
@@ -114,10 +114,11 @@ class ClusterClient {
     Millis retry{-1};  // when to ask again; negative: not
     BlockId id;        // what it is about; of Match only the space
     std::optional<ResolveReply> where;
-    std::set<uint64_t> calls;  // under way
+    std::vector<uint64_t> calls;  // under way
     bool lease = true;
     std::vector<BlockKey> keys;
     std::vector<GroupPart> groups;
+    std::vector<FoundBlock> found;  // of Match, by ordinal; as the groups say
     BlockFacts facts;
     std::vector<Place> places;  // Publish: sealed. Read: to try, nearest first
     std::set<NodeId> tried;     // Publish: asked to take a copy
@@ -135,8 +136,8 @@ class ClusterClient {
     uint64_t op = 0;
     Millis sent{0};
     uint64_t epoch = 0;
-    std::vector<size_t> groups;  // of Match
-    Place place;                 // of Put and Read
+    std::vector<uint32_t> groups;  // of Match
+    Place place;                   // of Put and Read
   };
 
   Op& Begin(Millis now, uint64_t op, Kind kind, const BlockId& id, Millis timeout);
@@ -145,6 +146,9 @@ class ClusterClient {
   void RunPublish(Millis now, uint64_t number, Op& op, ClientActions* out);
   void RunRead(Millis now, uint64_t number, Op& op, ClientActions* out);
   void FinishMatch(Millis now, uint64_t number, Op& op, bool last, ClientActions* out);
+  // What a Match ends as; nothing: it cannot end yet. Empties `found`.
+  static std::optional<Outcome> EndOfMatch(Millis now, std::span<const GroupPart> groups, bool last,
+                                           std::vector<FoundBlock>* found);
   void ReceiveMatch(Millis now, uint64_t number, Op& op, const Call& call, const Reply& reply,
                     ClientActions* out);
   void ReceivePublish(Millis now, uint64_t number, Op& op, const Call& call, const Reply& reply,

@@ -120,7 +120,7 @@ void ClusterFront::Describe(ClusterStatus* status) {
 
 Outcome ClusterFront::Run(const Begin& begin, std::span<const std::byte> send,
                           std::span<std::byte> into) {
-  const auto waiter = std::make_shared<Waiter>(send, into);
+  WaiterPtr waiter;
   std::optional<OutCall> own_call;
   uint64_t op = 0;
   {
@@ -131,9 +131,13 @@ Outcome ClusterFront::Run(const Begin& begin, std::span<const std::byte> send,
       return outcome;
     }
     op = next_op_++;
-    waiters_[op] = waiter;
     ClientActions actions;
     begin(client_, clock_->Monotonic(), op, &actions);
+    // Known here already.
+    if (actions.calls.empty() && actions.outcomes.size() == 1) {
+      return std::move(actions.outcomes.front());
+    }
+    waiters_[op] = waiter = std::make_shared<Waiter>(send, into);
     own_call = Flush(std::move(actions), op);
   }
   service_->RunIfFree();  // what was asked of this very node

@@ -38,10 +38,6 @@ KVC_FIELDS(BlockFacts, &BlockFacts::id, &BlockFacts::parent, &BlockFacts::anchor
            &BlockFacts::crc32c, &BlockFacts::mtime_s, &BlockFacts::replicas);
 KVC_FIELDS(FoundBlock, &FoundBlock::key, &FoundBlock::length, &FoundBlock::crc32c,
            &FoundBlock::mtime_s, &FoundBlock::places, &FoundBlock::children);
-KVC_FIELDS(MatchGroup, &MatchGroup::first, &MatchGroup::keys);
-KVC_FIELDS(MatchRequest, &MatchRequest::space, &MatchRequest::lease, &MatchRequest::groups);
-KVC_FIELDS(GroupAnswer, &GroupAnswer::code, &GroupAnswer::lease_ms, &GroupAnswer::blocks);
-KVC_FIELDS(MatchReply, &MatchReply::groups);
 KVC_FIELDS(ResolveRequest, &ResolveRequest::id);
 KVC_FIELDS(ResolveReply, &ResolveReply::ordinal, &ResolveReply::anchor);
 KVC_FIELDS(LocateRequest, &LocateRequest::id, &LocateRequest::anchor, &LocateRequest::lease);
@@ -96,6 +92,8 @@ template <typename T>
 inline constexpr bool kIsVector = false;
 template <typename T>
 inline constexpr bool kIsVector<std::vector<T>> = true;
+template <>
+inline constexpr bool kIsVector<PlaceList> = true;
 
 struct Put {
   rdma::Writer& writer;
@@ -121,7 +119,33 @@ struct Put {
       FieldsOf<T>::Each(value, *this);
     }
   }
+
+  // On the wire, what belongs to a group follows it.
+  void operator()(const MatchRequest& match) {
+    writer.Reserve(32 + 8 * match.groups.size() + BlockKey::kBytes * match.keys.size());
+    (*this)(match.space);
+    (*this)(match.lease);
+    writer.U32(static_cast<uint32_t>(match.groups.size()));
+    auto keys = std::as_bytes(std::span(match.keys));
+    for (const GroupRange& group : match.groups) {
+      const size_t bytes = BlockKey::kBytes * group.count;
+      writer.U32(group.first).U32(group.count).Raw(keys.first(bytes));
+      keys = keys.subspan(bytes);
+    }
+  }
+  void operator()(const MatchReply& match) {
+    writer.Reserve(16 + 9 * match.groups.size() + 80 * match.blocks.size());
+    writer.U32(static_cast<uint32_t>(match.groups.size()));
+    std::span blocks(match.blocks);
+    for (const GroupAnswer& group : match.groups) {
+      (*this)(group.code);
+      writer.U32(group.lease_ms).U32(group.count);
+      for (const FoundBlock& block : blocks.first(group.count)) (*this)(block);
+      blocks = blocks.subspan(group.count);
+    }
+  }
 };
+static_assert(sizeof(BlockKey) == BlockKey::kBytes);
 
 struct Get {
   rdma::Reader& reader;
@@ -155,6 +179,31 @@ struct Get {
       for (uint64_t& word : value) word = reader.U64();
     } else {
       FieldsOf<T>::Each(value, *this);
+    }
+  }
+
+  void operator()(MatchRequest& match) {
+    (*this)(match.space);
+    (*this)(match.lease);
+    match.groups.resize(reader.Count(2 * sizeof(uint32_t)));
+    match.keys.reserve(reader.left() / BlockKey::kBytes);
+    for (GroupRange& group : match.groups) {
+      group.first = reader.U32();
+      group.count = reader.Count(BlockKey::kBytes);
+      const auto raw = reader.Raw(BlockKey::kBytes * group.count);
+      const size_t before = match.keys.size();
+      match.keys.resize(before + raw.size() / BlockKey::kBytes);
+      if (!raw.empty()) std::memcpy(match.keys[before].bytes.data(), raw.data(), raw.size());
+    }
+  }
+  void operator()(MatchReply& match) {
+    match.groups.resize(reader.Count(sizeof(uint8_t) + 2 * sizeof(uint32_t)));
+    match.blocks.reserve(reader.left() / SmallestSize<FoundBlock>());
+    for (GroupAnswer& group : match.groups) {
+      (*this)(group.code);
+      group.lease_ms = reader.U32();
+      group.count = reader.Count(SmallestSize<FoundBlock>());
+      for (uint32_t i = 0; i < group.count; ++i) (*this)(match.blocks.emplace_back());
     }
   }
 

@@ -16,18 +16,11 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "meta/cluster_view.h"
+#include "meta/place_list.h"
 #include "meta/placement.h"
 #include "rdma/transport.h"
 
 namespace kvcfs::meta {
-
-// One sealed or published copy of a block.
-struct Place {
-  NodeId node;
-  uint64_t generation = 0;
-  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 sees one in it
-  friend auto operator<=>(const Place&, const Place&) = default;
-};
 
 // What is true of a block wherever it lies.
 struct BlockFacts {
@@ -55,29 +48,33 @@ struct FoundBlock {
   uint32_t length = 0;
   uint32_t crc32c = 0;
   uint32_t mtime_s = 0;
-  std::vector<Place> places{};
+  PlaceList places{};
   uint32_t children = 0;  // cached blocks that extend it, as of the answer
   friend bool operator==(const FoundBlock&, const FoundBlock&) = default;
 };
 
 // ---- Clients ask metadata nodes
 
-struct MatchGroup {
-  uint32_t first = 0;          // the ordinal of keys[0], an anchor
-  std::vector<BlockKey> keys;  // of one group, from its anchor on
-};
+// Parts of groups, each from its anchor on.
 struct MatchRequest {
   SpaceId space;
   bool lease = true;
-  std::vector<MatchGroup> groups;
+  std::vector<GroupRange> groups{};
+  std::vector<BlockKey> keys{};  // of all groups, one after the other
+
+  void Add(uint32_t first, std::span<const BlockKey> group) {
+    groups.push_back({first, static_cast<uint32_t>(group.size())});
+    keys.insert(keys.end(), group.begin(), group.end());
+  }
 };
 struct GroupAnswer {
-  Code code = Code::kOk;           // kUnavailable: the shard is loading; kStale: not mine
-  uint32_t lease_ms = 0;           // of all its blocks; 0: none
-  std::vector<FoundBlock> blocks;  // the leading keys that are there
+  Code code = Code::kOk;  // kUnavailable: the shard is loading; kStale: not mine
+  uint32_t lease_ms = 0;  // of all its blocks; 0: none
+  uint32_t count = 0;     // of the leading keys that are there
 };
 struct MatchReply {
-  std::vector<GroupAnswer> groups;
+  std::vector<GroupAnswer> groups{};
+  std::vector<FoundBlock> blocks{};  // of all groups, one after the other
 };
 
 // Where the record of a block is, by its key alone.

@@ -127,10 +127,10 @@ void ClusterRuntime::EndParts() {
 
 Result<MatchedPrefix> ClusterRuntime::Match(const SpaceId& space, std::span<const BlockKey> keys,
                                             bool lease, Millis timeout) {
-  Outcome outcome =
-      front_.Run([&](ClusterClient& client, Millis now, uint64_t op, ClientActions* out) {
-        client.Match(now, op, space, {keys.begin(), keys.end()}, lease, timeout, out);
-      });
+  const auto begin = [&](ClusterClient& client, Millis now, uint64_t op, ClientActions* out) {
+    client.Match(now, op, space, keys, lease, timeout, out);
+  };
+  Outcome outcome = front_.Run(std::cref(begin));
   if (outcome.code != Code::kOk) return Error{outcome.code, "match"};
   return MatchedPrefix{std::move(outcome.blocks), outcome.lease_until, outcome.from_cache};
 }

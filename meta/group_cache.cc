@@ -7,100 +7,163 @@
 
 namespace kvcfs::meta {
 
-std::optional<GroupCache::Hit> GroupCache::Find(Millis now, const SpaceId& space,
-                                                std::span<const BlockKey> keys) {
-  Hit hit{{}, Millis::max()};
-  const auto at = keys.empty() ? groups_.end() : groups_.find({space, keys[0]});
-  if (at != groups_.end()) {
-    BlockKey before{};
-    for (const BlockKey& key : keys) {
-      const auto block = at->second.blocks.find(key);
-      if (block == at->second.blocks.end() || block->second.before != before ||
-          (block->second.lease_until <= now && !KVC_PLANTED(20))) {
-        break;
-      }
-      hit.blocks.push_back(block->second.block);
-      hit.lease_until = std::min(hit.lease_until, block->second.lease_until);
-      before = key;
+GroupCache::GroupCache(size_t groups_max)
+    : groups_max_(std::min(groups_max, size_t{1} << (32 - kIndexBits))) {}
+
+uint32_t GroupCache::SlotOf(const BlockId& anchor) const {
+  const uint32_t slot = index_.Get(Hash(anchor)).value_or(kNone);
+  return slot != kNone && groups_[slot].anchor == anchor ? slot : kNone;
+}
+
+uint32_t GroupCache::ChildOf(const Group& group, uint32_t parent, const BlockKey& key) {
+  uint32_t at = group.blocks[parent].first_child;
+  while (at != kNone && group.blocks[at].block.key != key) at = group.blocks[at].sibling;
+  return at;
+}
+
+std::optional<Millis> GroupCache::Find(Millis now, const SpaceId& space,
+                                       std::span<const BlockKey> keys,
+                                       std::vector<FoundBlock>* found) {
+  const size_t before = found->size();
+  const uint32_t slot = keys.empty() ? kNone : SlotOf({space, keys[0]});
+  Millis lease_until = Millis::max();
+  if (slot != kNone) {
+    const Group& group = groups_[slot];
+    uint32_t at = 0;
+    for (size_t i = 0; i < keys.size(); ++i) {
+      if (i > 0) at = ChildOf(group, at, keys[i]);
+      if (at == kNone) break;
+      const Cached& cached = group.blocks[at];
+      if (cached.lease_until <= now && !KVC_PLANTED(20)) break;
+      found->push_back(cached.block);
+      lease_until = std::min(lease_until, cached.lease_until);
     }
   }
-  if (hit.blocks.size() != keys.size() || keys.empty()) {
+  if (slot == kNone || found->size() - before != keys.size()) {
+    found->resize(before);
     ++misses_;
     return std::nullopt;
   }
   ++hits_;
-  Touch(at->first, at->second);
-  return hit;
+  Touch(slot);
+  return lease_until;
 }
 
-void GroupCache::Put(const SpaceId& space, uint32_t first, std::vector<FoundBlock> blocks,
+uint32_t GroupCache::Add(const BlockId& anchor) {
+  if (free_.empty()) {
+    free_.push_back(static_cast<uint32_t>(groups_.size()));
+    groups_.emplace_back();
+  }
+  const uint32_t slot = free_.back();
+  free_.pop_back();
+  groups_[slot].anchor = anchor;
+  index_.Set(Hash(anchor), slot);
+  Link(slot);
+  return slot;
+}
+
+void GroupCache::Put(const SpaceId& space, uint32_t first, std::span<const FoundBlock> blocks,
                      Millis lease_until) {
-  if (blocks.empty() || groups_max_ == 0) return;
+  if (blocks.empty() || blocks.size() > kBlocksMax || groups_max_ == 0) return;
   const BlockId anchor{space, blocks[0].key};
-  auto at = groups_.find(anchor);
-  if (at != groups_.end() && at->second.blocks.size() + blocks.size() > kBlocksMax) {
-    Erase(anchor);
-    at = groups_.end();
+  uint32_t slot = SlotOf(anchor);
+  uint32_t parent = kNone;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    uint32_t at = kNone;
+    if (slot != kNone) at = i == 0 ? 0 : ChildOf(groups_[slot], parent, blocks[i].key);
+    if (at == kNone) {
+      if (slot != kNone && groups_[slot].blocks.size() == kBlocksMax) {
+        // Too many forks: it begins anew with this path.
+        Erase(slot);
+        return Put(space, first, blocks, lease_until);
+      }
+      if (slot == kNone) {
+        while (size() >= groups_max_) Erase((trial_.count == 0 ? protected_ : trial_).oldest);
+        slot = Add(anchor);
+        groups_[slot].blocks.reserve(blocks.size());
+      }
+      Group& group = groups_[slot];
+      at = static_cast<uint32_t>(group.blocks.size());
+      Cached& made = group.blocks.emplace_back();
+      made.ordinal = first + static_cast<uint32_t>(i);
+      if (i > 0) made.sibling = std::exchange(group.blocks[parent].first_child, at);
+      spots_.Set(Hash({space, blocks[i].key}), slot << kIndexBits | at);
+    }
+    Cached& cached = groups_[slot].blocks[at];
+    cached.block = blocks[i];
+    cached.lease_until = lease_until;
+    parent = at;
   }
-  if (at == groups_.end()) {
-    at = groups_.try_emplace(anchor).first;
-    at->second.place = trial_.insert(trial_.begin(), anchor);
-  }
-  BlockKey before{};
-  for (FoundBlock& block : blocks) {
-    const BlockKey key = block.key;
-    anchors_[{space, key}] = anchor.key;
-    at->second.blocks[key] = {std::move(block), before, lease_until, first++};
-    before = key;
-  }
-  Evict();
+}
+
+std::optional<std::pair<uint32_t, uint32_t>> GroupCache::SpotOf(const BlockId& id) const {
+  const auto spot = spots_.Get(Hash(id));
+  if (!spot.has_value()) return std::nullopt;
+  const uint32_t slot = *spot >> kIndexBits, at = *spot & (kBlocksMax - 1);
+  const Group& group = groups_[slot];
+  if (group.anchor.space != id.space || group.blocks[at].block.key != id.key) return std::nullopt;
+  return std::pair(slot, at);
 }
 
 std::optional<ResolveReply> GroupCache::Resolve(Millis now, const BlockId& id) const {
-  const auto anchor = anchors_.find(id);
-  if (anchor == anchors_.end()) return std::nullopt;
-  const Cached& cached = groups_.at({id.space, anchor->second}).blocks.at(id.key);
+  const auto spot = SpotOf(id);
+  if (!spot.has_value()) return std::nullopt;
+  const Group& group = groups_[spot->first];
+  const Cached& cached = group.blocks[spot->second];
   if (cached.lease_until <= now) return std::nullopt;
-  return ResolveReply{cached.ordinal, anchor->second};
+  return ResolveReply{cached.ordinal, group.anchor.key};
 }
 
 void GroupCache::Forget(const BlockId& id) {
-  const auto anchor = anchors_.find(id);
-  if (anchor != anchors_.end()) Erase({id.space, anchor->second});
+  if (const auto spot = SpotOf(id); spot.has_value()) Erase(spot->first);
 }
 
-void GroupCache::Clear() {
-  groups_.clear();
-  anchors_.clear();
-  trial_.clear();
-  protected_.clear();
+void GroupCache::Link(uint32_t slot) {
+  Group& group = groups_[slot];
+  List& list = ListOf(group);
+  group.newer = kNone;
+  group.older = list.newest;
+  (list.newest == kNone ? list.oldest : groups_[list.newest].newer) = slot;
+  list.newest = slot;
+  ++list.count;
+  group.moved = ++moves_;
 }
 
-void GroupCache::Touch(const BlockId& anchor, Group& group) {
-  (group.is_protected ? protected_ : trial_).erase(group.place);
+void GroupCache::Unlink(uint32_t slot) {
+  const Group& group = groups_[slot];
+  List& list = ListOf(group);
+  (group.newer == kNone ? list.newest : groups_[group.newer].older) = group.older;
+  (group.older == kNone ? list.oldest : groups_[group.older].newer) = group.newer;
+  --list.count;
+}
+
+void GroupCache::Touch(uint32_t slot) {
+  Group& group = groups_[slot];
+  // Still among the newest eighth: moving it would only touch its neighbours' memory.
+  if (group.is_protected && moves_ - group.moved < protected_.count / 8) return;
+  Unlink(slot);
   group.is_protected = true;
-  group.place = protected_.insert(protected_.begin(), anchor);
-  if (protected_.size() > groups_max_ - groups_max_ / 5) {  // four fifths: as CacheLib's 2Q
-    const BlockId last = protected_.back();
-    protected_.pop_back();
-    Group& demoted = groups_.at(last);
-    demoted.is_protected = false;
-    demoted.place = trial_.insert(trial_.begin(), last);
+  Link(slot);
+  if (protected_.count > groups_max_ - groups_max_ / 5) {  // four fifths: as CacheLib's 2Q
+    const uint32_t last = protected_.oldest;
+    Unlink(last);
+    groups_[last].is_protected = false;
+    Link(last);
   }
 }
 
-void GroupCache::Evict() {
-  while (groups_.size() > groups_max_) {
-    const BlockId last = trial_.empty() ? protected_.back() : trial_.back();
-    Erase(last);
+void GroupCache::Erase(uint32_t slot) {
+  Group& group = groups_[slot];
+  const auto erase = [](FlatMap& map, uint64_t hash, uint32_t value) {
+    if (map.Get(hash) == value) map.Erase(hash);  // else another's by now
+  };
+  for (uint32_t at = 0; at < group.blocks.size(); ++at) {
+    erase(spots_, Hash({group.anchor.space, group.blocks[at].block.key}), slot << kIndexBits | at);
   }
-}
-
-void GroupCache::Erase(const BlockId& anchor) {
-  const auto at = groups_.find(anchor);
-  for (const auto& [key, cached] : at->second.blocks) anchors_.erase({anchor.space, key});
-  (at->second.is_protected ? protected_ : trial_).erase(at->second.place);
-  groups_.erase(at);
+  erase(index_, Hash(group.anchor), slot);
+  Unlink(slot);
+  group = {};
+  free_.push_back(slot);
 }
 
 }  // namespace kvcfs::meta

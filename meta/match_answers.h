@@ -25,9 +25,14 @@ class MatchAnswers {
     uint32_t place_count = 0;
     std::array<Place, kPlacesMax> places;  // the first in the second line, the others behind
 
-    FoundBlock Block() const {
-      const auto begin = places.begin();
-      return {id.key, length, crc32c, mtime_s, {begin, begin + place_count}, children};
+    void AppendTo(std::vector<FoundBlock>* blocks) const {
+      FoundBlock& block = blocks->emplace_back();
+      block.key = id.key;
+      block.length = length;
+      block.crc32c = crc32c;
+      block.mtime_s = mtime_s;
+      block.places.assign(places.data(), places.data() + place_count);
+      block.children = children;
     }
   };
   static_assert(sizeof(Answer) == 192 && offsetof(Answer, places) + sizeof(Place) == 128);

@@ -79,13 +79,17 @@ void MetadataShard::AnswerMatch(Millis now, uint64_t call, const MatchRequest& r
                                 bool remember, Actions* actions) {
   MatchReply reply;
   reply.groups.reserve(request.groups.size());
-  for (const MatchGroup& group : request.groups) {
+  reply.blocks.reserve(request.keys.size());
+  std::span<const BlockKey> rest(request.keys);
+  for (const GroupRange& group : request.groups) {
+    const std::span<const BlockKey> keys = rest.first(group.count);
+    rest = rest.subspan(group.count);
     GroupAnswer& answer = reply.groups.emplace_back();
-    if (group.keys.empty()) continue;
-    const BlockId anchor{request.space, group.keys[0]};
+    if (keys.empty()) continue;
+    const BlockId anchor{request.space, keys[0]};
     Shard* shard = ShardFor(anchor, &answer.code);
     if (shard != nullptr) {
-      answer = MatchGroupHere(now, *shard, request, group, remember);
+      MatchGroupHere(now, *shard, request, group.first, keys, remember, &answer, &reply.blocks);
       continue;
     }
     if (group.first != 0 || answer.code != Code::kStale) continue;
@@ -96,7 +100,8 @@ void MetadataShard::AnswerMatch(Millis now, uint64_t call, const MatchRequest& r
       answer.lease_ms = request.lease && copy->second.leased
                             ? static_cast<uint32_t>(options_.times.lease.count())
                             : 0;
-      answer.blocks = {copy->second.block};
+      answer.count = 1;
+      reply.blocks.push_back(copy->second.block);
     } else if (first == Code::kBusy) {
       Task& task = EnsureTask({TaskKind::kGrant, anchor, {}, {}, 0}, kShardCount);
       task.body = GrantRequest{anchor, options_.self};
@@ -112,12 +117,15 @@ void MetadataShard::AnswerMatch(Millis now, uint64_t call, const MatchRequest& r
 
 void MetadataShard::PrefetchMatch(const MatchRequest& request) {
   for (const bool second : {false, true}) {
-    for (const MatchGroup& group : request.groups) {
-      if (group.keys.empty()) continue;
-      const Shard* shard = shards_[ShardOf({request.space, group.keys[0]})].get();
+    std::span<const BlockKey> rest(request.keys);
+    for (const GroupRange& group : request.groups) {
+      const std::span<const BlockKey> keys = rest.first(group.count);
+      rest = rest.subspan(group.count);
+      if (keys.empty()) continue;
+      const Shard* shard = shards_[ShardOf({request.space, keys[0]})].get();
       if (shard == nullptr) continue;
-      for (size_t i = 0; i < group.keys.size() && i < kGroupBlocksMax; ++i) {
-        const BlockId id{request.space, group.keys[i]};
+      for (size_t i = 0; i < keys.size() && i < kGroupBlocksMax; ++i) {
+        const BlockId id{request.space, keys[i]};
         if (second) {
           shard->records.answers().PrefetchAnswer(id);
         } else {
@@ -128,20 +136,19 @@ void MetadataShard::PrefetchMatch(const MatchRequest& request) {
   }
 }
 
-GroupAnswer MetadataShard::MatchGroupHere(Millis now, Shard& shard, const MatchRequest& request,
-                                          const MatchGroup& group, bool remember) {
-  GroupAnswer answer;
-  answer.lease_ms = request.lease ? UINT32_MAX : 0;
-  answer.blocks.reserve(group.keys.size());
+void MetadataShard::MatchGroupHere(Millis now, Shard& shard, const MatchRequest& request,
+                                   uint32_t first, std::span<const BlockKey> keys, bool remember,
+                                   GroupAnswer* answer, std::vector<FoundBlock>* blocks) {
+  answer->lease_ms = request.lease ? UINT32_MAX : 0;
   MatchAnswers& answers = shard.records.answers();
-  for (size_t i = 0; i < group.keys.size() && i < kGroupBlocksMax; ++i) {
-    const BlockId id{request.space, group.keys[i]};
+  for (size_t i = 0; i < keys.size() && i < kGroupBlocksMax; ++i) {
+    const BlockId id{request.space, keys[i]};
     const auto fits = [&](uint32_t ordinal, const BlockKey& parent) {
-      return ordinal == group.first + i && (i == 0 || parent == group.keys[i - 1]);
+      return ordinal == first + i && (i == 0 || parent == keys[i - 1]);
     };
     if (const MatchAnswers::Answer* known = answers.Find(id); known != nullptr) {
       if (!fits(known->ordinal, known->parent)) break;
-      answer.blocks.push_back(known->Block());
+      known->AppendTo(blocks);
     } else {
       const Record* record = answers.MayHaveRecord(id) ? shard.records.Find(id) : nullptr;
       if (record == nullptr || record->state != State::kVisible || record->doomed ||
@@ -151,14 +158,14 @@ GroupAnswer MetadataShard::MatchGroupHere(Millis now, Shard& shard, const MatchR
       FoundBlock block = Describe(*record);
       if (remember) answers.Put(id, record->facts.parent, record->facts.ordinal, block);
       if (!fits(record->facts.ordinal, record->facts.parent)) break;
-      answer.blocks.push_back(std::move(block));
+      blocks->push_back(std::move(block));
     }
+    ++answer->count;
     if (request.lease) {
-      answer.lease_ms = std::min(answer.lease_ms, Lease(now, id, answer.blocks.back().length));
+      answer->lease_ms = std::min(answer->lease_ms, Lease(now, id, blocks->back().length));
     }
   }
-  if (answer.blocks.empty()) answer.lease_ms = 0;
-  return answer;
+  if (answer->count == 0) answer->lease_ms = 0;
 }
 
 void MetadataShard::Serve(Millis /*now*/, uint64_t call, const ResolveRequest& request,

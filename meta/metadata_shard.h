@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <span>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -248,8 +249,10 @@ class MetadataShard {
   void AnswerMatch(Millis now, uint64_t call, const MatchRequest& request, Code first,
                    bool remember, Actions* actions);
   void PrefetchMatch(const MatchRequest& request);
-  GroupAnswer MatchGroupHere(Millis now, Shard& shard, const MatchRequest& request,
-                             const MatchGroup& group, bool remember);
+  // Appends to `blocks`.
+  void MatchGroupHere(Millis now, Shard& shard, const MatchRequest& request, uint32_t first,
+                      std::span<const BlockKey> keys, bool remember, GroupAnswer* answer,
+                      std::vector<FoundBlock>* blocks);
   Code ReleaseOne(Millis now, const NodeId& holder, const ReleaseItem& item, Actions* actions);
   uint32_t Lease(Millis now, const BlockId& id, uint32_t length);
   FoundBlock Describe(const Record& record) const;

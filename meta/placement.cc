@@ -8,6 +8,7 @@ namespace kvcfs::meta {
 
 std::vector<GroupRange> GroupsOf(uint32_t count) {
   std::vector<GroupRange> groups;
+  groups.reserve(8 + count / kGroupBlocksMax);
   for (uint32_t ordinal = 0; ordinal < count;) {
     uint32_t next = ordinal + 1;
     if (ordinal >= kGroupBlocksMax) {

@@ -85,20 +85,13 @@ KindLimits LimitsOf(const FrameHeader& header, const FrameLimits& limits) {
 
 }  // namespace
 
-template <typename T>
-Writer& Writer::Number(T value) {
-  const size_t at = bytes_.size();
-  bytes_.resize(at + sizeof(T));
-  Put(bytes_.data() + at, value);
-  return *this;
+void Writer::Grow(size_t bytes) {
+  constexpr size_t kLeast = 128;  // most messages are shorter
+  bytes_.resize(std::max({kLeast, 2 * bytes_.size(), size_ + bytes}));
 }
-template Writer& Writer::Number(uint8_t);
-template Writer& Writer::Number(uint16_t);
-template Writer& Writer::Number(uint32_t);
-template Writer& Writer::Number(uint64_t);
 
 Writer& Writer::Raw(std::span<const std::byte> bytes) {
-  bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+  if (!bytes.empty()) std::memcpy(Next(bytes.size()), bytes.data(), bytes.size());
   return *this;
 }
 
@@ -107,26 +100,7 @@ Writer& Writer::Sized(std::span<const std::byte> bytes) {
   return U32(static_cast<uint32_t>(bytes.size())).Raw(bytes);
 }
 
-template <typename T>
-T Reader::Number() {
-  const auto bytes = Raw(sizeof(T));
-  return bytes.size() == sizeof(T) ? Get<T>(bytes.data()) : T{};
-}
-template uint8_t Reader::Number();
-template uint16_t Reader::Number();
-template uint32_t Reader::Number();
-template uint64_t Reader::Number();
-
-std::span<const std::byte> Reader::Raw(size_t bytes) {
-  if (!ok_ || bytes > rest_.size()) {
-    ok_ = false;
-    rest_ = {};
-    return {};
-  }
-  const auto taken = rest_.first(bytes);
-  rest_ = rest_.subspan(bytes);
-  return taken;
-}
+Reader::Reader(std::span<const std::byte> bytes) : rest_(bytes) {}
 
 std::span<const std::byte> Reader::Sized() {
   return Raw(U32());
@@ -139,12 +113,9 @@ std::string Reader::Text() {
 
 uint32_t Reader::Count(size_t each) {
   const uint32_t count = U32();
-  if (each != 0 && count > rest_.size() / each) {
-    ok_ = false;
-    rest_ = {};
-    return 0;
-  }
-  return count;
+  if (each == 0 || count <= rest_.size() / each) return count;
+  (void)Miss();
+  return 0;
 }
 
 std::string_view FrameKindName(FrameKind kind) {

@@ -6,8 +6,10 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +19,9 @@
 #include "rdma/transport.h"
 
 namespace kvcfs::rdma {
+
+// Numbers are copied as they lie.
+static_assert(std::endian::native == std::endian::little);
 
 // Appends fields to the body of a message, little-endian.
 class Writer {
@@ -31,27 +36,51 @@ class Writer {
   Writer& Sized(std::span<const std::byte> bytes);
   Writer& Text(std::string_view text) { return Sized(std::as_bytes(std::span(text))); }
 
-  size_t size() const { return bytes_.size(); }
-  void Reserve(size_t bytes) { bytes_.reserve(bytes); }
-  Bytes Take() { return std::move(bytes_); }
+  size_t size() const { return size_; }
+  // Room for so many more, at once.
+  void Reserve(size_t bytes) {
+    if (size_ + bytes > bytes_.size()) bytes_.resize(size_ + bytes);
+  }
+  Bytes Take() {
+    bytes_.resize(size_);
+    size_ = 0;
+    return std::move(bytes_);
+  }
 
  private:
+  std::byte* Next(size_t bytes) {
+    if (bytes > bytes_.size() - size_) Grow(bytes);
+    std::byte* const at = bytes_.data() + size_;
+    size_ += bytes;
+    return at;
+  }
+  void Grow(size_t bytes);
   template <typename T>
-  Writer& Number(T value);
-  Bytes bytes_;
+  Writer& Number(T value) {
+    std::memcpy(Next(sizeof(T)), &value, sizeof(T));
+    return *this;
+  }
+  Bytes bytes_;      // as long as there is room
+  size_t size_ = 0;  // of what is written
 };
 
 // Takes them apart again. What is not there reads as zero or empty, and from then on ok() is false:
 // read everything, then ask once. Lengths are checked against what is left.
 class Reader {
  public:
-  explicit Reader(std::span<const std::byte> bytes) : rest_(bytes) {}
+  // Not inline: g++ 12 sees uninitialized bytes in short strings that are read.
+  explicit Reader(std::span<const std::byte> bytes);
 
   uint8_t U8() { return Number<uint8_t>(); }
   uint16_t U16() { return Number<uint16_t>(); }
   uint32_t U32() { return Number<uint32_t>(); }
   uint64_t U64() { return Number<uint64_t>(); }
-  std::span<const std::byte> Raw(size_t bytes);
+  std::span<const std::byte> Raw(size_t bytes) {
+    if (bytes > rest_.size()) return Miss();
+    const auto taken = rest_.first(bytes);
+    rest_ = rest_.subspan(bytes);
+    return taken;
+  }
   std::span<const std::byte> Sized();
   std::string Text();
   // A count of things that take at least `each` bytes; 0 and not ok() where so many cannot be left.
@@ -63,9 +92,23 @@ class Reader {
   bool Finished() const { return ok_ && rest_.empty(); }
 
  private:
+  std::span<const std::byte> Miss() {
+    ok_ = false;
+    rest_ = {};
+    return {};
+  }
   template <typename T>
-  T Number();
-  std::span<const std::byte> rest_;
+  T Number() {
+    T value{};
+    if (sizeof(T) > rest_.size()) {
+      (void)Miss();
+      return value;
+    }
+    std::memcpy(&value, rest_.data(), sizeof(T));
+    rest_ = rest_.subspan(sizeof(T));
+    return value;
+  }
+  std::span<const std::byte> rest_;  // empty, if not ok
   bool ok_ = true;
 };
 

@@ -29,7 +29,7 @@ std::vector<RequestBody> OneOfEach() {
   ShardSet shards;
   shards.Add(0);
   shards.Add(255);
-  return {MatchRequest{id.space, true, {{1, {id.key}}, {2, {id.key, facts.parent}}}},
+  return {MatchRequest{id.space, true, {{1, 1}, {2, 2}}, {id.key, id.key, facts.parent}},
           ResolveRequest{id},
           LocateRequest{id, facts.anchor, false},
           ChainRequest{id, facts.anchor},
@@ -59,7 +59,7 @@ std::vector<RequestBody> OneOfEach() {
 
 std::vector<std::pair<RequestBody, ReplyBody>> AnsweredWithMore() {
   const FoundBlock found{ChainKey({}, 9), 10, 11, 12, {kPlace}};
-  return {{MatchRequest{}, MatchReply{{{Code::kOk, 30, {found, found}}, {Code::kStale, 0, {}}}}},
+  return {{MatchRequest{}, MatchReply{{{Code::kOk, 30, 2}, {Code::kStale, 0, 0}}, {found, found}}},
           {ResolveRequest{}, ResolveReply{3, ChainKey({}, 3)}},
           {LocateRequest{}, LocateReply{SomeFacts(), 5, found}},
           {ChainRequest{}, ChainReply{2, {}, {}, {found}}},

@@ -440,7 +440,7 @@ TEST_F(ClusterRuntimeTest, APlaceThatIsWantedBackIsFreedOrKept) {
   ASSERT_TRUE(Settled(1));
   PublishChain(a, 1, 2);
   const BlockId first{kSpace, Key(1, 0)};
-  const uint64_t generation = a->Stat(first, kLong)->block.places.at(0).generation;
+  const uint64_t generation = a->Stat(first, kLong)->block.places[0].generation;
   a->WantRelease(first, generation);
   EXPECT_TRUE(Eventually([&] { return a.copies.WasKept(first, generation); }))
       << "a child extends it, and it is leased";
@@ -489,7 +489,7 @@ TEST_F(ClusterRuntimeTest, WhatIsForNodesIsDeniedToMounts) {
   Node& a = Started(1, kBoth);
   ASSERT_TRUE(Settled(1));
   PublishChain(a, 1, 1);
-  const auto place = a->Stat({kSpace, Key(1, 0)}, kLong)->block.places.at(0);
+  const auto place = a->Stat({kSpace, Key(1, 0)}, kLong)->block.places[0];
   const auto ask = [&](rdma::Transport& from, rdma::Method method, rdma::Bytes body) {
     return from.Connect(a->address())->CallAndWait(method, std::move(body), {.timeout = kLong});
   };

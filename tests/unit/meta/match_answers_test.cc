@@ -33,7 +33,9 @@ TEST(MatchAnswersTest, SaysAgainWhatWasSaidUntilItIsDropped) {
   for (uint8_t i = 1; i < 100; ++i) {
     const BlockId id = IdOf(i, i);
     ASSERT_NE(answers.Find(id), nullptr);
-    EXPECT_EQ(answers.Find(id)->Block(), BlockOf(id, i % 4));
+    std::vector<FoundBlock> blocks;
+    answers.Find(id)->AppendTo(&blocks);
+    EXPECT_EQ(blocks, std::vector{BlockOf(id, i % 4)});
     EXPECT_EQ(answers.Find(id)->parent, IdOf(9, i).key);
     EXPECT_EQ(answers.Find(id)->ordinal, i);
     if (i % 2 == 0) {

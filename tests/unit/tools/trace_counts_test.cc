@@ -114,17 +114,18 @@ class OneNode final : public rdma::Service {
  private:
   meta::MatchReply Match(const meta::MatchRequest& request) {
     meta::MatchReply reply;
-    for (const meta::MatchGroup& group : request.groups) {
-      std::vector<meta::BlockRef> refs(group.keys.size());
-      meta::GroupAnswer answer;
-      answer.lease_ms = 30'000;
-      const size_t count = index_.Match(kSpace, group.keys, refs.data());
+    std::span<const BlockKey> rest(request.keys);
+    for (const meta::GroupRange& group : request.groups) {
+      const auto keys = rest.first(group.count);
+      rest = rest.subspan(group.count);
+      std::vector<meta::BlockRef> refs(keys.size());
+      const size_t count = index_.Match(kSpace, keys, refs.data());
       for (size_t i = 0; i < count; ++i) {
-        meta::FoundBlock block{group.keys[i], kBlockBytes, crc_, 1'700'000'000};
+        meta::FoundBlock block{keys[i], kBlockBytes, crc_, 1'700'000'000};
         block.places.push_back({kServer, 1});
-        answer.blocks.push_back(std::move(block));
+        reply.blocks.push_back(std::move(block));
       }
-      reply.groups.push_back(std::move(answer));
+      reply.groups.push_back({Code::kOk, 30'000, static_cast<uint32_t>(count)});
     }
     return reply;
   }
@@ -194,16 +195,13 @@ Cost Play(const Trace& trace, rdma::Transport& server, rdma::Transport& client, 
       meta::MatchRequest match;
       match.space = kSpaceId;
       for (const meta::GroupRange& range : meta::GroupsOf(static_cast<uint32_t>(keys.size()))) {
-        match.groups.push_back(
-            {range.first, {keys.begin() + range.first, keys.begin() + range.first + range.count}});
+        match.Add(range.first, std::span(keys).subspan(range.first, range.count));
       }
       uint32_t none = 0;
       const meta::Reply reply =
           peers.CallAndWait(kServer, {1, std::move(match)}, {.timeout = kLong}, &none);
       EXPECT_EQ(reply.code, Code::kOk);
-      for (const auto& group : std::get<meta::MatchReply>(reply.body).groups) {
-        found += group.blocks.size();
-      }
+      found = std::get<meta::MatchReply>(reply.body).blocks.size();
     }
     for (size_t i = 0; i < found; ++i) {
       const auto got = reader.Read(kServer, {{kSpaceId, keys[i]}, 1}, block, 1, kLong);
