@@ -307,6 +307,7 @@ void ClusterClient::ReceiveMatch(Millis now, uint64_t number, Op& op, const Call
       reply.code == Code::kOk && answers != nullptr && answers->groups.size() == call.groups.size();
   std::span<const FoundBlock> rest;
   if (good) rest = answers->blocks;
+  op.found.reserve(op.keys.size());
   for (size_t i = 0; i < call.groups.size(); ++i) {
     GroupPart& part = op.groups[call.groups[i]];
     if (!good || answers->groups[i].code != Code::kOk) {

@@ -1,5 +1,6 @@
 #include "meta/cluster_service.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -225,13 +226,22 @@ void ClusterService::Receive(const Asker& asker, const Request& request) {
     return asker.Answer(Plain(for_holder ? Code::kUnsupported : Code::kStale));
   }
   const uint64_t call = next_call_++;
-  pending_[call] = {asker, now + kAnswerWithin};
   Actions actions;
   marked_ = false;
   if (!for_holder) {
     shard_->Receive(now, call, request, &actions);
+    // Mostly it is answered at once, and need not be remembered.
+    const auto own = std::find_if(actions.answers.begin(), actions.answers.end(),
+                                  [&](const OutAnswer& answer) { return answer.call == call; });
+    if (own == actions.answers.end()) {
+      pending_[call] = {asker, now + kAnswerWithin};
+    } else {
+      asker.Answer(own->reply);
+      actions.answers.erase(own);
+    }
     return Flush(Core::kShard, std::move(actions));
   }
+  pending_[call] = {asker, now + kAnswerWithin};
   holder_->Receive(now, call, request, &actions);
   if (marked_) {
     // The holder answers for what has been written down only.
