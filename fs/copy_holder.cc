@@ -170,6 +170,7 @@ Result<uint64_t> CopyHolder::NextGeneration() {
 
 CopyHolder::Copies::iterator CopyHolder::Insert(const CopyKey& key, Copy copy) {
   used_bytes_ += copy.facts.length;
+  space_bytes_[key.first.space] += copy.facts.length;
   if (copy.slot != 0) slots_[copy.slot] = key;
   copy.age = ages_.insert(ages_.end(), key);
   return copies_.insert_or_assign(key, std::move(copy)).first;
@@ -179,6 +180,9 @@ void CopyHolder::Erase(Copies::iterator at) {
   Copy& copy = at->second;
   EndRelease(copy);
   used_bytes_ -= copy.facts.length;
+  const auto space = space_bytes_.find(at->first.first.space);
+  space->second -= copy.facts.length;
+  if (space->second == 0) space_bytes_.erase(space);
   if (copy.version != 0 && !copy.place.valid()) dirty_bytes_ -= copy.facts.length;
   if (copy.place.valid()) parts_.segments->MarkDead(copy.place, copy.facts.length);
   FreeSlot(copy);
@@ -283,6 +287,7 @@ void CopyHolder::Keep(const BlockId& id, uint64_t generation) {
   if (at == copies_.end()) return;
   CopyMetrics::Get().kept.Add();
   EndRelease(at->second);
+  changed_.notify_all();
   Touch(at->second);  // others are asked for before it is its turn again
   parts_.resident->RoomMayBeHad();
 }

@@ -21,6 +21,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <set>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -86,6 +87,12 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
     ExposedSlots::Counts exposed;
   };
   Counts Count();
+  uint64_t BytesOf(const meta::SpaceId& space) KVC_EXCLUDES(mutex_);  // of copies here
+  // Asks the cluster to take so many bytes of a namespace back, the coldest first, and further ones
+  // for those that must stay; waits for the answers, about a second at most. How many went. The
+  // last block goes if `luck`, between 0 and 1, is below the part of it that is still wanted.
+  uint64_t ReleaseFrom(const meta::SpaceId& space, uint64_t bytes, double luck)
+      KVC_EXCLUDES(mutex_);
   uint64_t CountSingle();  // of blocks that want no second copy; looks at each
 
   // ---- Beside a mount (copy_mount.cc)
@@ -199,6 +206,9 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
   void EndRelease(Copy& copy) KVC_REQUIRES(mutex_);
   // Without a lock.
   void AskRelease(const std::vector<CopyKey>& keys) KVC_EXCLUDES(mutex_);
+  // Of a namespace, so many bytes of the coldest that may be asked for and were not yet.
+  std::vector<CopyKey> ColdestOf(const meta::SpaceId& space, double bytes, double luck,
+                                 const std::set<CopyKey>& asked) KVC_REQUIRES(mutex_);
   void SayLost(const CopyKey& key) KVC_EXCLUDES(mutex_);
 
   void QueueWriteBack(const CopyKey& key, std::chrono::milliseconds delay) KVC_REQUIRES(mutex_);
@@ -227,6 +237,7 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
   // Slots of copies that are gone, until their last pin.
   std::unordered_map<iouring::SlotId, uint32_t> doomed_ KVC_GUARDED_BY(mutex_);
   uint64_t used_bytes_ KVC_GUARDED_BY(mutex_) = 0;
+  std::map<meta::SpaceId, uint64_t> space_bytes_ KVC_GUARDED_BY(mutex_);
   uint64_t dirty_bytes_ KVC_GUARDED_BY(mutex_) = 0;  // published and without a place
   uint64_t releasing_bytes_ KVC_GUARDED_BY(mutex_) = 0;
   uint64_t mapped_slots_ KVC_GUARDED_BY(mutex_) = 0;

@@ -16,6 +16,7 @@ struct CopyMetrics {
   Counter& evicted_dram;
   Counter& releases_asked;
   Counter& kept;
+  Counter& over_quota_bytes;
   Counter& freed;
   Counter& lost;
 };

@@ -45,6 +45,8 @@ CopyMetrics& CopyMetrics::Get() {
                                        "Copies that the cluster was asked to give up."),
       .kept = all.AddCounter("kvcfs_fs_copy_releases_refused_total",
                              "Of those, copies that had to stay."),
+      .over_quota_bytes = all.AddCounter("kvcfs_fs_copies_over_quota_bytes_total",
+                                         "Bytes that went because of their namespace's quota."),
       .freed = all.AddCounter("kvcfs_fs_copies_freed_total",
                               "Copies that went: released, dropped, or needless."),
       .lost = all.AddCounter("kvcfs_fs_copies_lost_total", "Copies whose bytes were damaged."),

@@ -219,6 +219,13 @@ class Cluster {
   // word.
   virtual Status RemoveSpace(const ClusterSpace& space) = 0;
 
+  // How many bytes of blocks each of these has in the cluster, a block counted once, whatever its
+  // copies: of the metadata nodes that answer under the present view, so maybe too few.
+  virtual Result<std::vector<uint64_t>> BytesOf(std::span<const SpaceId> /*spaces*/,
+                                                Millis /*timeout*/) {
+    return Error{Code::kUnsupported, "not counted here"};
+  }
+
   // ---- Names of ordinary files: one node of the cluster owns those of a namespace
 
   // Asks it, again and again until it answers; `request.epoch` and `request.request` are filled in.

@@ -88,6 +88,22 @@ Millis ClusterPeers::AskPromise(const ClusterNode& node, uint64_t epoch, Millis 
   return Millis(static_cast<int64_t>(std::min<uint64_t>(*promised, 60'000)));
 }
 
+Result<SpaceUsage> ClusterPeers::AskUsage(const NodeId& node, std::span<const SpaceId> spaces,
+                                          Millis timeout) {
+  const auto peer = Find(node);
+  if (peer == nullptr) return Error{Code::kUnavailable, "not in the view"};
+  rdma::Writer writer;
+  for (const SpaceId& space : spaces) writer.U64(space.high).U64(space.low);
+  const rdma::Reply reply = peer->CallAndWait(kMethodUsage, writer.Take(), {.timeout = timeout});
+  if (reply.code != Code::kOk) return Error{reply.code, "usage"};
+  rdma::Reader reader(reply.head);
+  SpaceUsage usage;
+  usage.epoch = reader.U64();
+  for (size_t i = 0; i < spaces.size(); ++i) usage.bytes.push_back(reader.U64());
+  if (!reader.Finished()) return Error{Code::kCorrupt, "no usage"};
+  return usage;
+}
+
 void ClusterPeers::Clear() {
   std::map<NodeId, Node> nodes;
   {
@@ -107,6 +123,24 @@ Result<uint64_t> DecodeNumber(std::span<const std::byte> bytes) {
   const uint64_t number = reader.U64();
   if (!reader.Finished()) return Error{Code::kCorrupt, "no number"};
   return number;
+}
+
+Result<std::vector<SpaceId>> DecodeSpaces(std::span<const std::byte> bytes) {
+  rdma::Reader reader(bytes);
+  std::vector<SpaceId> spaces(std::min(bytes.size() / 16, kUsageSpacesMax));
+  for (SpaceId& space : spaces) {
+    space.high = reader.U64();
+    space.low = reader.U64();
+  }
+  if (!reader.Finished()) return Error{Code::kCorrupt, "no list of namespaces"};
+  return spaces;
+}
+
+rdma::Bytes Encode(const SpaceUsage& usage) {
+  rdma::Writer writer;
+  writer.U64(usage.epoch);
+  for (const uint64_t bytes : usage.bytes) writer.U64(bytes);
+  return writer.Take();
 }
 
 }  // namespace kvcfs::meta

@@ -8,7 +8,9 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "base/mutex.h"
 #include "meta/cluster_messages.h"
@@ -20,6 +22,14 @@ namespace kvcfs::meta {
 inline constexpr rdma::Method kMethodPromise = 0x80;  // epoch u64 -> milliseconds u64
 inline constexpr rdma::Method kMethodStatus = 0x81;   // -> ClusterStatus as JSON
 inline constexpr rdma::Method kMethodSlots = 0x82;    // -> SlotTable (slot_headers.h)
+inline constexpr rdma::Method kMethodUsage = 0x83;    // SpaceIds -> SpaceUsage
+
+// How many bytes of blocks of some namespaces the shards of a node have, each block counted once.
+struct SpaceUsage {
+  uint64_t epoch = 0;
+  std::vector<uint64_t> bytes;
+};
+inline constexpr size_t kUsageSpacesMax = 4096;  // that are asked for at once
 
 class ClusterPeers {
  public:
@@ -39,6 +49,8 @@ class ClusterPeers {
                     uint32_t* bulk_bytes) KVC_EXCLUDES(mutex_);
   // Of a promise; 0: none.
   Millis AskPromise(const ClusterNode& node, uint64_t epoch, Millis timeout) KVC_EXCLUDES(mutex_);
+  Result<SpaceUsage> AskUsage(const NodeId& node, std::span<const SpaceId> spaces, Millis timeout)
+      KVC_EXCLUDES(mutex_);
   // Lets go of all peers.
   void Clear() KVC_EXCLUDES(mutex_);
 
@@ -55,5 +67,9 @@ class ClusterPeers {
 // The body of a promise.
 rdma::Bytes EncodeNumber(uint64_t number);
 Result<uint64_t> DecodeNumber(std::span<const std::byte> bytes);
+// The bodies of a question for usage: (high u64, low u64) of each, and epoch u64, bytes u64 of
+// each.
+Result<std::vector<SpaceId>> DecodeSpaces(std::span<const std::byte> bytes);
+rdma::Bytes Encode(const SpaceUsage& usage);
 
 }  // namespace kvcfs::meta

@@ -292,6 +292,26 @@ Result<NameReply> ClusterRuntime::AskNames(const NameRequest& asked, Millis time
 
 // ---- Operation
 
+Result<std::vector<uint64_t>> ClusterRuntime::BytesOf(std::span<const SpaceId> spaces,
+                                                      Millis timeout) {
+  const auto view = membership_->view();
+  if (view == nullptr) return Error{Code::kUnavailable, "no view yet"};
+  spaces = spaces.first(std::min(spaces.size(), kUsageSpacesMax));
+  std::vector<uint64_t> bytes(spaces.size());
+  const Millis deadline = clock_->Monotonic() + timeout;
+  for (const ClusterNode& node : view->nodes) {
+    if ((node.roles & kRoleMetadata) == 0) continue;
+    const Millis left = std::max(deadline - clock_->Monotonic(), Millis(1));
+    const Result<SpaceUsage> usage = node.id == options_.self
+                                         ? Result<SpaceUsage>(service_.BytesOf(spaces))
+                                         : peers_.AskUsage(node.id, spaces, left);
+    // Under another view somebody else may count the same blocks.
+    if (!usage.ok() || usage->epoch != view->epoch) continue;
+    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] += usage->bytes[i];
+  }
+  return bytes;
+}
+
 ClusterStatus ClusterRuntime::Describe() {
   ClusterStatus status;
   status.self = options_.self;

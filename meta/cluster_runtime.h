@@ -86,6 +86,8 @@ class ClusterRuntime final : public Cluster {
   Result<ClusterSpace> SetSpace(const ClusterSpace& space) override;
   Status RemoveSpace(const ClusterSpace& space) override;
 
+  Result<std::vector<uint64_t>> BytesOf(std::span<const SpaceId> spaces, Millis timeout) override;
+
   Result<NameReply> AskNames(const NameRequest& asked, Millis timeout) override;
   FileId NewFileId() override;
 

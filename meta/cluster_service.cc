@@ -453,6 +453,17 @@ void ClusterService::Serve(rdma::Method method, rdma::Bytes bytes, std::span<std
       return responder->Refuse(Code::kDenied, "slots are of all namespaces");
     return responder->Answer(meta::Encode(has_holder() ? copies_->Slots() : SlotTable()));
   }
+  if (method == kMethodUsage) {
+    const auto spaces = DecodeSpaces(bytes);
+    if (!spaces.ok()) return responder->Refuse(spaces.code(), spaces.error().text);
+    if (!peer.is_node || !peer.all_namespaces) {
+      return responder->Refuse(Code::kDenied, "usage is for nodes");
+    }
+    const bool posted = serve_pool_->Post(
+        [this, responder, asked = *spaces] { responder->Answer(meta::Encode(BytesOf(asked))); });
+    if (!posted) responder->Refuse(Code::kBusy, "too much waits here");
+    return;
+  }
   if (method == kMethodNames) return ServeNames(bytes, responder);
   const auto request = DecodeRequest(method, bytes);
   if (!request.ok()) return responder->Refuse(request.code(), request.error().text);
@@ -509,6 +520,16 @@ void ClusterService::ServeCore(const Asker& asker, const Request& request) {
   if (!Queue([this, asker, request]() KVC_NO_ANALYSIS { Receive(asker, request); }, true)) {
     asker.Answer(Plain(Code::kBusy));
   }
+}
+
+SpaceUsage ClusterService::BytesOf(std::span<const SpaceId> spaces) {
+  SpaceUsage usage;
+  usage.bytes.resize(spaces.size());
+  const MutexLock lock(mutex_);
+  if (shard_ == nullptr) return usage;
+  usage.epoch = shard_->epoch();
+  for (size_t i = 0; i < spaces.size(); ++i) usage.bytes[i] = shard_->BytesOf(spaces[i]);
+  return usage;
 }
 
 void ClusterService::Describe(ClusterStatus* status) {

@@ -86,6 +86,7 @@ class ClusterService final : public rdma::Service {
   void AwaitCopyStore();
 
   void Describe(ClusterStatus* status) KVC_EXCLUDES(mutex_);
+  SpaceUsage BytesOf(std::span<const SpaceId> spaces) KVC_EXCLUDES(mutex_);
 
   void Serve(rdma::Method method, rdma::Bytes request, std::span<std::byte> bulk,
              std::unique_ptr<rdma::Responder> responder) override;

@@ -537,6 +537,16 @@ MetadataShard::Counts MetadataShard::Count() const {
   return counts;
 }
 
+uint64_t MetadataShard::BytesOf(const SpaceId& space) const {
+  uint64_t bytes = 0;
+  for (const auto& shard : shards_) {
+    if (shard == nullptr) continue;
+    const auto at = shard->bytes.find(space);
+    if (at != shard->bytes.end()) bytes += at->second;
+  }
+  return bytes;
+}
+
 void MetadataShard::VisitRecords(
     const std::function<void(uint32_t shard, const RecordState&)>& visit) const {
   for (const auto& shard : shards_) {

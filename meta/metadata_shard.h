@@ -61,6 +61,8 @@ class MetadataShard {
     uint64_t moving = 0, moved_total = 0, move_bytes_left = 0;  // about so many bytes are to move
   };
   Counts Count() const;
+  // Of the records here, each block counted once, whatever its copies.
+  uint64_t BytesOf(const SpaceId& space) const;
   uint64_t epoch() const { return view_.epoch; }
   bool Owns(uint32_t shard) const { return shards_[shard] != nullptr; }
   bool Serves(uint32_t shard, Millis now) const;  // would answer a Match
@@ -161,6 +163,7 @@ class MetadataShard {
     std::set<BlockId> leaves;
     std::set<BlockId> unsettled;  // pending or doomed
     std::set<BlockId> repairs;
+    std::map<SpaceId, uint64_t> bytes;  // of all records
   };
   // Something said again and again until it is answered under the present view.
   enum class TaskKind : uint8_t {
@@ -261,6 +264,7 @@ class MetadataShard {
   // shard_records.cc
   // attach_id as the version, where it is made now; else a new one.
   Record& AddRecord(Shard& shard, const BlockFacts& facts, uint64_t version, uint64_t attach_id);
+  static void Weigh(Shard& shard, const BlockFacts& before, const BlockFacts& after);
   void Advance(Millis now, Shard& shard, Record& record, Actions* actions);
   void AdvanceRemoval(Millis now, Shard& shard, Record& record, Actions* actions);
   void BecomeVisible(Millis now, Shard& shard, Record& record, Actions* actions);

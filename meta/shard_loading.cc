@@ -262,6 +262,7 @@ void MetadataShard::MergeRecord(Millis now, Shard& shard, const Place& place,
       DropTasksOf(TaskKind::kMark, id);
       record->copies.clear();
       record->version = entry.version;
+      Weigh(shard, record->facts, entry.facts);
       record->facts = entry.facts;
       record->attach_id = NextVersion();
       record->state = State::kPending;

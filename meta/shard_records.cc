@@ -9,6 +9,7 @@ namespace kvcfs::meta {
 MetadataShard::Record& MetadataShard::AddRecord(Shard& shard, const BlockFacts& facts,
                                                 uint64_t version, uint64_t attach_id) {
   Record& record = shard.records.Add(facts.id);
+  Weigh(shard, {}, facts);
   record.facts = facts;
   record.version = version;
   record.attach_id = attach_id;
@@ -28,6 +29,14 @@ MetadataShard::Record& MetadataShard::AddRecord(Shard& shard, const BlockFacts& 
     }
   }
   return record;
+}
+
+// Either may be none.
+void MetadataShard::Weigh(Shard& shard, const BlockFacts& before, const BlockFacts& after) {
+  const SpaceId& space = after.length != 0 ? after.id.space : before.id.space;
+  uint64_t& bytes = shard.bytes[space];
+  bytes = bytes + after.length - before.length;
+  if (bytes == 0) shard.bytes.erase(space);
 }
 
 void MetadataShard::Advance(Millis now, Shard& shard, Record& record, Actions* actions) {
@@ -179,6 +188,7 @@ void MetadataShard::AdvanceRemoval(Millis now, Shard& shard, Record& record, Act
 
 void MetadataShard::Erase(Millis now, Shard& shard, const BlockId& id, Actions* actions) {
   Record record = shard.records.Take(id);
+  Weigh(shard, record.facts, {});
   // An inventory may have named children after the removal began; and it may yet name the block.
   if (!record.children.empty()) shard.loose[id].merge(record.children);
   shard.leaves.erase(id);

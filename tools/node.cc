@@ -21,6 +21,7 @@
 #include "fs/cluster_file_tree.h"
 #include "fs/cluster_spaces.h"
 #include "fs/copy_holder.h"
+#include "fs/copy_quota.h"
 #include "fs/file_tree.h"
 #include "fs/filesystem.h"
 #include "fs/namespace_table.h"
@@ -357,8 +358,10 @@ int RunNode(const NodeOptions& options) {
   resident.Start();
   blocks.Start();
   if (copies != nullptr) copies->Start();
+  std::unique_ptr<fs::CopyQuota> quota;
   // In this order: who is asked may ask those behind it.
   const auto stop = [&] {
+    quota.reset();
     Metrics::Get().ClearReaders();
     resident.Stop();
     if (shared_files != nullptr) shared_files->Stop();
@@ -389,6 +392,10 @@ int RunNode(const NodeOptions& options) {
                                             .clock = &clock});
     spaces->Follow();
     shared_files->Start();
+    if (copies != nullptr) {
+      quota = std::make_unique<fs::CopyQuota>(cluster, copies.get());
+      quota->Start();
+    }
   }
 
   NodeStats stats({.options = &options,

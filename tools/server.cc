@@ -22,6 +22,7 @@
 #include "base/size.h"
 #include "fs/cluster_spaces.h"
 #include "fs/copy_holder.h"
+#include "fs/copy_quota.h"
 #include "fs/resident_set.h"
 #include "iouring/segment_store.h"
 #include "iouring/slot_tier.h"
@@ -81,6 +82,10 @@ class Server {
     KVC_LOG(Info, "joining the cluster", "name={} etcd={}", LogValue(options_.cluster.name),
             LogValue(options_.config.cluster.etcd));
     KVC_TRY(cluster_->Start(copies_.get(), meta_.get()));
+    if (copies_ != nullptr) {
+      quota_ = std::make_unique<fs::CopyQuota>(cluster_.get(), copies_.get());
+      quota_->Start();
+    }
     const std::string& address = options_.config.node.metrics_address;
     if (!address.empty()) KVC_TRY(metrics_.Start(address));
     serving_ = true;
@@ -103,6 +108,7 @@ class Server {
     // Who never served may have found there what an earlier one left, and is not the one to lose
     // it.
     const bool kept_dram = !serving_ && (copies_ == nullptr || copies_->Count().resident > 0);
+    quota_.reset();
     // While it still answers; then what came meanwhile.
     WriteBack();
     if (cluster_ != nullptr) cluster_->Stop();
@@ -188,6 +194,7 @@ class Server {
   std::unique_ptr<fs::ResidentSet> resident_;
   std::unique_ptr<fs::CopyHolder> copies_;
   std::unique_ptr<meta::ClusterRuntime> cluster_;
+  std::unique_ptr<fs::CopyQuota> quota_;
   MetricsServer metrics_;
 };
 

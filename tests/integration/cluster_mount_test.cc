@@ -193,6 +193,39 @@ TEST_F(OneServerTest, TwoReplicasAreOneUntilAnotherServerComes) {
   EXPECT_EQ(there.Read(synced), "synced");
 }
 
+// Blocks of a namespace on a server, and on the hosts that wrote them.
+TEST_F(OneServerTest, AQuotaBoundsWhatAllHostsHaveTogether) {
+  TestMount& a = Mounted();
+  TestMount& b = Mounted();
+  TestMount& c = Mounted("64M", "0", {"--client-only"});
+  constexpr uint64_t kFree = 8, kQuota = 12;
+  const Namespace here = Made(a, "bounded"), other = Made(a, "other");
+  const auto free = other.PutChain("", 1, kFree, kBlockBytes);
+  const std::string quota = std::to_string(kQuota * kBlockBytes);
+  EXPECT_EQ(ErrnoName(SetXattrErrno(here.path(), "user.kvc.quota_bytes", quota)), "0");
+  const Namespace on_b = Seen(b, "bounded"), on_c = Seen(c, "bounded");
+  EXPECT_TRUE(SettingIs(on_b, "quota_bytes", quota));
+  const auto chain = here.PutChain("", 100, 12, kBlockBytes);
+  std::vector<std::string> all = chain;
+  for (uint64_t i = 0; i < 18; ++i) {
+    all.push_back(Key(1000 + i));
+    EXPECT_EQ(ErrnoName((i % 3 == 0 ? on_c : on_b).Put("", all.back(), Bytes(i, kBlockBytes))),
+              "0");
+  }
+  // Asking for a block would lease it. What a new cluster may have leased is over after 40 s.
+  EXPECT_TRUE(Eventually([&] { return Copies() <= kFree + kQuota; }, kLong)) << Copies();
+  uint64_t there = 0, of_chain = 0;
+  for (size_t i = 0; i < all.size(); ++i) {
+    const bool has = here.Has(all[i]);
+    there += has ? 1 : 0;
+    of_chain += has && i < chain.size() ? 1 : 0;
+  }
+  EXPECT_LE(there, kQuota);
+  EXPECT_GE(there, kQuota / 2) << "no more went than had to";
+  EXPECT_EQ(here.Match(chain), static_cast<int64_t>(of_chain)) << "from the end of the chain";
+  EXPECT_EQ(other.Match(free), static_cast<int64_t>(kFree));
+}
+
 TEST(ClusterFlags, AreCheckedBeforeAnythingIsMounted) {
   const auto wrong = RunCommand({KVC_COMMAND, "mount", "/tmp/kvc-never", "--cluster", "nonsense"});
   EXPECT_EQ(wrong.status, 2);

@@ -12,10 +12,12 @@
 #include <set>
 #include <thread>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "base/crc32c.h"
 #include "base/log.h"
+#include "fs/copy_quota.h"
 #include "meta/block_records.h"
 #include "tests/unit/fs/store_parts.h"
 
@@ -44,6 +46,8 @@ class FakeCluster final : public meta::Cluster {
 
   // Whether a release is granted. Called without a lock.
   std::function<bool(const Key&)> grants = [](const Key&) { return true; };
+  std::vector<meta::ClusterSpace> spaces;
+  std::function<uint64_t(const meta::SpaceId&)> used;
 
   void Restore(const BlockFacts& facts, uint64_t generation, uint64_t version) override {
     const MutexLock lock(mutex_);
@@ -109,7 +113,12 @@ class FakeCluster final : public meta::Cluster {
   void Sealed(const BlockFacts&, uint64_t) override {}
   Result<std::optional<meta::ClusterSpace>> GetSpace(std::string_view) override { return No(); }
   Result<std::optional<meta::ClusterSpace>> GetSpace(const meta::SpaceId&) override { return No(); }
-  std::vector<meta::ClusterSpace> ListSpaces() override { return {}; }
+  std::vector<meta::ClusterSpace> ListSpaces() override { return spaces; }
+  Result<std::vector<uint64_t>> BytesOf(std::span<const meta::SpaceId> of, Millis) override {
+    std::vector<uint64_t> bytes;
+    for (const meta::SpaceId& space : of) bytes.push_back(used(space));
+    return bytes;
+  }
   uint64_t SpacesVersion() override { return 0; }
   Result<meta::ClusterSpace> CreateSpace(const meta::ClusterSpace&) override { return No(); }
   Result<meta::ClusterSpace> SetSpace(const meta::ClusterSpace&) override { return No(); }
@@ -437,6 +446,54 @@ TEST_F(CopyHolderTest, NoSpaceWhereNothingMayGo) {
   }
   EXPECT_EQ(code, Code::kNoSpace);
   EXPECT_GT(n, dram_bytes_ / kLength / 2);
+}
+
+TEST_F(CopyHolderTest, OverItsQuotaTheColdestOfANamespaceThatMayGoGo) {
+  Start();
+  std::vector<Key> keys;
+  for (uint64_t n = 0; n < 40; ++n) keys.push_back(Put(n));
+  // Another namespace has none, and is colder.
+  BlockFacts other = FactsOf(50);
+  other.id.space = {7, 7};
+  const auto strange = holder_->Accept(other, BytesOf(50));
+  ASSERT_TRUE(strange.ok());
+  holder_->Mark(other.id, *strange, 5);
+  for (const Key& key : keys) holder_->Used({key.first});
+  const auto there = [&](const Key& key) { return CodeOfOpen(key) == Code::kOk; };
+  EXPECT_EQ(holder_->BytesOf(kSpace), 40u * kLength);
+
+  cluster_->spaces = {
+      {"quota", kSpace, fmt::format(R"({{"quota_bytes":{},"replicas":1}})", 30 * kLength), 1},
+      {"none", {7, 7}, R"({"replicas":1})", 1}};
+  cluster_->used = [&](const meta::SpaceId& space) { return holder_->BytesOf(space); };
+  // Those that come first in their chains may not go.
+  cluster_->grants = [&](const Key& key) {
+    return std::find(keys.begin(), keys.begin() + 20, key) == keys.begin() + 20;
+  };
+  CopyQuota quota(cluster_.get(), holder_.get());
+  EXPECT_EQ(quota.Enforce(), 10u * kLength);
+  EXPECT_EQ(quota.Enforce(), 0u) << "it is enough";
+  EXPECT_EQ(std::count_if(keys.begin(), keys.begin() + 20, there), 20);
+  EXPECT_EQ(std::count_if(keys.begin() + 20, keys.begin() + 30, there), 0);
+  EXPECT_EQ(std::count_if(keys.begin() + 30, keys.end(), there), 10);
+  EXPECT_TRUE(there({other.id, *strange}));
+
+  // Nothing may go: it is tried, and given up.
+  cluster_->grants = [](const Key&) { return false; };
+  cluster_->used = [&](const meta::SpaceId&) { return 60 * kLength; };
+  EXPECT_EQ(quota.Enforce(), 0u);
+  EXPECT_EQ(holder_->BytesOf(kSpace), 30u * kLength);
+}
+
+// Each of many holders has a part of what is too much, less than a block.
+TEST_F(CopyHolderTest, APartOfABlockGoesNowAndThen) {
+  Start();
+  for (uint64_t n = 0; n < 40; ++n) Put(n);
+  EXPECT_EQ(holder_->ReleaseFrom(kSpace, kLength / 4, 0.3), 0u);
+  EXPECT_EQ(holder_->ReleaseFrom(kSpace, kLength / 4, 0.2), kLength);
+  EXPECT_EQ(holder_->ReleaseFrom(kSpace, kLength * 5 / 2, 0.6), 2u * kLength);
+  EXPECT_EQ(holder_->ReleaseFrom(kSpace, kLength * 5 / 2, 0.4), 3u * kLength);
+  EXPECT_EQ(holder_->ReleaseFrom({7, 7}, kLength, 0), 0u);
 }
 
 TEST_F(CopyHolderTest, WhenNvmeWantsRoomTheColdestAreAskedToGo) {

@@ -340,6 +340,26 @@ TEST_F(ClusterRuntimeTest, WithOneHolderTwoReplicasAreOneUntilAnotherJoins) {
   EXPECT_TRUE(Eventually([&] { return CopiesOf({&a, &b}, {kSpace, own}) == 2; }));
 }
 
+TEST_F(ClusterRuntimeTest, HowMuchANamespaceHasIsCountedOverAllShards) {
+  Node& a = Started(1, kBoth);
+  Node& b = Started(2, kBoth);
+  Started(3, kRoleMetadata);
+  Node& mount = Started(11, 0);
+  ASSERT_TRUE(Settled(3));
+  PublishChain(mount, 1, 20, 2);
+  uint64_t bytes = 0;
+  for (uint32_t i = 0; i < 20; ++i) bytes += 1000 + i;
+  const std::vector<SpaceId> spaces{kSpace, {1, 2}};
+  for (Node* node : {&a, &b}) {
+    const auto used = (*node)->BytesOf(spaces, kLong);
+    ASSERT_TRUE(used.ok()) << used.error().text;
+    EXPECT_EQ(*used, (std::vector<uint64_t>{bytes, 0}));
+  }
+  // A mount is not told of namespaces that are none of its business.
+  const auto asked = mount->BytesOf(spaces, kLong);
+  EXPECT_EQ(*asked, (std::vector<uint64_t>{0, 0}));
+}
+
 TEST_F(ClusterRuntimeTest, ShardsOfADeadMetadataNodeAnswerAgain) {
   Node& holder = Started(1, kRoleMetadata | kRoleBlocks);
   std::vector<Node*> metadata;

@@ -264,6 +264,32 @@ TEST(MetadataShardTest, LostCopiesAreMadeAgain) {
   EXPECT_EQ(cluster.nodes[0]->metadata->Count().repairs_waiting, 0u);
 }
 
+TEST(MetadataShardTest, BytesOfANamespaceCountEachBlockOnce) {
+  SmallCluster cluster(2, 2);
+  const auto bytes = [&] {
+    uint64_t sum = 0;
+    for (const auto& node : cluster.nodes) {
+      if (node->up && node->metadata) sum += node->metadata->BytesOf(kTestSpace);
+    }
+    return sum;
+  };
+  EXPECT_EQ(bytes(), 0u);
+  const auto keys = cluster.PublishChain(20, 2);
+  EXPECT_EQ(bytes(), 20u * 4096);
+  EXPECT_EQ(cluster.nodes[0]->metadata->BytesOf({3, 4}), 0u);
+  // Another owner counts what it has loaded.
+  cluster.Remove(1);
+  cluster.Advance(Millis(1000));
+  EXPECT_EQ(bytes(), 20u * 4096);
+  cluster.Advance(Millis(60'000));
+  EXPECT_EQ(cluster.Drop(keys[15]).code, Code::kOk);
+  cluster.Advance(Millis(1000));
+  EXPECT_EQ(bytes(), 15u * 4096);
+  EXPECT_EQ(cluster.Drop(keys[0]).code, Code::kOk);
+  cluster.Advance(Millis(1000));
+  EXPECT_EQ(bytes(), 0u);
+}
+
 TEST(MetadataShardTest, LeavesAreListedInPages) {
   SmallCluster cluster(2, 1);
   std::set<BlockKey> tips;
