@@ -59,7 +59,9 @@ void ClusterClient::Match(Millis now, uint64_t number, const SpaceId& space,
     part.count = range.count;
     part.lease_until = *until;
   }
-  if (auto outcome = EndOfMatch(now, groups, false, &found); outcome.has_value()) {
+  const auto is_answered = [](const GroupPart& part) { return part.answered; };
+  if (std::all_of(groups.begin(), groups.end(), is_answered)) {
+    auto outcome = EndOfMatch(now, groups, true, &found);
     outcome->op = number;
     out->outcomes.push_back(std::move(*outcome));
     return;
