@@ -37,6 +37,7 @@ endforeach()
 kvc_test(integration integration/paper_test nlohmann_json::nlohmann_json)
 add_dependencies(paper_test kvcfs index_bench)
 
+kvc_test(integration integration/cluster_engines_test kvcfs_test_mount kvcfs_meta)
 kvc_test(integration integration/cluster_files_test kvcfs_test_mount kvcfs_meta)
 kvc_test(integration integration/cluster_mount_test kvcfs_test_mount kvcfs_meta)
 kvc_test(integration integration/cluster_pool_test kvcfs_test_mount kvcfs_meta)
