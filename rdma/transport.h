@@ -162,7 +162,8 @@ class Peer {
 struct TransportStats {
   uint64_t calls = 0, reads = 0, writes = 0, messages_sent = 0, bytes_sent = 0, bytes_received = 0;
   uint64_t timeouts = 0, refused = 0, reconnects = 0, hostile_frames = 0;
-  uint64_t few_receives = 0;  // verbs, times: messages had taken nearly all that are shared
+  uint64_t read_registrations = 0;  // verbs: memory that was registered for one READ
+  uint64_t few_receives = 0;        // verbs, times: messages had taken nearly all that are shared
   // What a fabric carries, counted alike by verbs (as it gives work to the device) and loopback; of
   // what goes by TCP nothing is counted here.
   uint64_t device_reads = 0, device_read_bytes = 0;  // one-sided, past the peer's CPU

@@ -146,6 +146,7 @@ class VerbsTransport final : public Transport {
     stats.timeouts += shared_->timeouts;
     stats.reconnects += shared_->reconnects;
     stats.hostile_frames += own.hostile;
+    stats.read_registrations = own.read_registrations;
     stats.few_receives = shared_->loop->few_receives();
     stats.device_reads = own.reads;
     stats.device_read_bytes = own.read_bytes;

@@ -147,4 +147,34 @@ void VerbsSends::Return(uint32_t index) {
   }
 }
 
+// ---- staging
+
+Result<std::shared_ptr<VerbsStaging>> VerbsStaging::Make(VerbsDevice* device) {
+  auto made = std::make_shared<VerbsStaging>();
+  made->arena_.resize(kSmall * kSmallBytes + kLarge * kBytesMax);
+  KVC_TRY_ASSIGN(made->memory_, VerbsMemory::Register(device->domain(), made->arena_, false));
+  for (uint32_t i = 0; i < kSmall; ++i) made->free_small_.push_back(i);
+  for (uint32_t i = 0; i < kLarge; ++i) made->free_large_.push_back(kSmall + i);
+  return made;
+}
+
+std::optional<uint32_t> VerbsStaging::Take(size_t bytes) {
+  if (bytes > kBytesMax) return std::nullopt;
+  auto& free = bytes <= kSmallBytes && !free_small_.empty() ? free_small_ : free_large_;
+  if (free.empty()) return std::nullopt;
+  const uint32_t piece = free.back();
+  free.pop_back();
+  return piece;
+}
+
+void VerbsStaging::Return(uint32_t piece) {
+  (piece < kSmall ? free_small_ : free_large_).push_back(piece);
+}
+
+std::span<std::byte> VerbsStaging::Piece(uint32_t piece, size_t bytes) {
+  const size_t at =
+      piece < kSmall ? piece * kSmallBytes : kSmall * kSmallBytes + (piece - kSmall) * kBytesMax;
+  return std::span(arena_).subspan(at, bytes);
+}
+
 }  // namespace kvcfs::rdma

@@ -114,4 +114,26 @@ class VerbsSends {
   uint32_t count_ = 0, links_ = 0;
 };
 
+// Registered memory for READs into memory that is not: what is read is copied from it, which takes
+// less than to register up to kBytesMax. Of all queue pairs of a device.
+class VerbsStaging {
+ public:
+  static constexpr size_t kBytesMax = 256 << 10;
+  static Result<std::shared_ptr<VerbsStaging>> Make(VerbsDevice* device);
+
+  // None: all that are long enough are in use, or none is.
+  std::optional<uint32_t> Take(size_t bytes);
+  void Return(uint32_t piece);
+  std::span<std::byte> Piece(uint32_t piece, size_t bytes);
+  uint32_t local_key() const { return memory_.local_key(); }
+
+ private:
+  static constexpr size_t kSmallBytes = 16 << 10;
+  static constexpr uint32_t kSmall = 64, kLarge = 32;  // 9 MiB; the small ones come first
+
+  std::vector<std::byte> arena_;
+  VerbsMemory memory_;
+  std::vector<uint32_t> free_small_, free_large_;
+};
+
 }  // namespace kvcfs::rdma

@@ -50,6 +50,7 @@ struct VerbsRead {
 struct VerbsCounters {
   std::atomic<uint64_t> messages_sent{0}, bytes_sent{0}, bytes_received{0}, hostile{0};
   std::atomic<uint64_t> reads{0}, read_bytes{0}, call_bytes{0};
+  std::atomic<uint64_t> read_registrations{0};
 };
 
 class VerbsLinkOwner {

@@ -138,6 +138,14 @@ Result<std::shared_ptr<VerbsSends>> VerbsLoop::Sends(size_t device) {
   return port.sends;
 }
 
+Result<std::shared_ptr<VerbsStaging>> VerbsLoop::Staging(size_t device) {
+  Port& port = ports_[device];
+  if (port.staging == nullptr) {
+    KVC_TRY_ASSIGN(port.staging, VerbsStaging::Make(devices_[device].get()));
+  }
+  return port.staging;
+}
+
 void VerbsLoop::DestroyPair(size_t device, rdma_cm_id* id) {
   const uint32_t pair = id->qp->qp_num;
   // A device may forget completions of a queue pair that goes. Those of shared receives are needed

@@ -77,6 +77,7 @@ class VerbsLoop {
   // Null: a queue pair of this device has receives of its own.
   std::shared_ptr<VerbsReceives> SharedReceives(size_t device);
   Result<std::shared_ptr<VerbsSends>> Sends(size_t device);
+  Result<std::shared_ptr<VerbsStaging>> Staging(size_t device);
   void CountFewReceives() { few_receives_.fetch_add(1, std::memory_order_relaxed); }
   uint64_t few_receives() const { return few_receives_.load(std::memory_order_relaxed); }
   // To be flushed before the loop looks for completions again.
@@ -104,6 +105,7 @@ class VerbsLoop {
   struct Port {
     std::shared_ptr<VerbsReceives> receives;
     std::shared_ptr<VerbsSends> sends;
+    std::shared_ptr<VerbsStaging> staging;
     bool never_shares = false;  // what was to be said of that was said
     std::unordered_map<uint32_t, VerbsLink*> pairs;
     std::deque<ibv_wc> gathered;  // completions that nobody was told of yet

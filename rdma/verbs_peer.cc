@@ -33,39 +33,6 @@ std::string TextOf(const Bytes& head) {
 
 }  // namespace
 
-// Registered memory for short READs into memory that is not.
-class VerbsPeerCore::Staging {
- public:
-  static constexpr uint32_t kPieceBytes = 16 << 10;
-  static constexpr size_t kPieces = 64;
-
-  static std::unique_ptr<Staging> Make(ibv_pd* domain) {
-    auto made = std::make_unique<Staging>();
-    made->bytes_.resize(kPieces * kPieceBytes);
-    auto memory = VerbsMemory::Register(domain, made->bytes_, false);
-    if (!memory.ok()) return nullptr;
-    made->memory_ = std::move(*memory);
-    for (uint32_t i = 0; i < kPieces; ++i) made->free_.push_back(i);
-    return made;
-  }
-  bool any() const { return !free_.empty(); }
-  uint32_t Take() {
-    const uint32_t piece = free_.back();
-    free_.pop_back();
-    return piece;
-  }
-  void Return(uint32_t piece) { free_.push_back(piece); }
-  std::span<std::byte> Piece(uint32_t piece, size_t bytes) {
-    return {bytes_.data() + size_t{piece} * kPieceBytes, bytes};
-  }
-  uint32_t key() const { return memory_.local_key(); }
-
- private:
-  Bytes bytes_;
-  VerbsMemory memory_;
-  std::vector<uint32_t> free_;
-};
-
 VerbsPeerCore::VerbsPeerCore(std::shared_ptr<VerbsShared> shared, Address address,
                              std::shared_ptr<Peer> tcp)
     : shared_(std::move(shared)),
@@ -179,7 +146,8 @@ void VerbsPeerCore::OnLinkUp(VerbsLink* /*link*/) {
       })) {
     return Drop({Code::kUnavailable, "the routes of two queue pairs differ"});
   }
-  staging_ = Staging::Make(links_[0]->device()->domain());
+  auto staging = loop_.Staging(links_[0]->device_index());
+  if (staging.ok()) staging_ = std::move(*staging);
   connecting_ = false;
   backoff_ = Millis(0);
   up_ = true;
@@ -416,21 +384,23 @@ void VerbsPeerCore::PostRead(uint64_t id, OpenRead& read, const VerbsRegions::Ke
   std::weak_ptr<VerbsPeerCore> weak = weak_from_this();
   if (const auto local = shared_->regions.LocalKey(link->device_index(), read.into)) {
     wanted.local_key = *local;
-  } else if (read.from.length <= Staging::kPieceBytes && staging_ != nullptr && staging_->any()) {
+  } else if (const auto piece = staging_ != nullptr ? staging_->Take(read.from.length)
+                                                    : std::optional<uint32_t>()) {
     // Copied afterwards: that costs less than to register.
-    const uint32_t piece = staging_->Take();
-    wanted.into = staging_->Piece(piece, read.from.length);
-    wanted.local_key = staging_->key();
+    wanted.into = staging_->Piece(*piece, read.from.length);
+    wanted.local_key = staging_->local_key();
     read.link = nullptr;  // its memory is touched by nobody: a timeout need not break the link
-    wanted.done = [weak, id, piece, from = wanted.into](const Status& status) {
+    wanted.done = [weak, id, piece = *piece, staging = staging_,
+                   from = wanted.into](const Status& status) {
       const auto self = weak.lock();
-      if (self == nullptr || self->staging_ == nullptr) return;
-      const auto found = self->reads_.find(id);
-      if (status.ok() && found != self->reads_.end()) {
-        std::memcpy(found->second.into.data(), from.data(), from.size());
+      if (self != nullptr && status.ok()) {
+        const auto found = self->reads_.find(id);
+        if (found != self->reads_.end()) {
+          std::memcpy(found->second.into.data(), from.data(), from.size());
+        }
       }
-      self->staging_->Return(piece);
-      self->OnRead(id, status);
+      staging->Return(piece);
+      if (self != nullptr) self->OnRead(id, status);
     };
     return link->Read(std::move(wanted));
   } else {
@@ -443,6 +413,7 @@ void VerbsPeerCore::PostRead(uint64_t id, OpenRead& read, const VerbsRegions::Ke
       reads_.erase(id);
       return ReadByTcp(std::move(given));
     }
+    shared_->counters.read_registrations.fetch_add(1, std::memory_order_relaxed);
     read.memory = std::move(*memory);
     wanted.local_key = read.memory.local_key();
   }

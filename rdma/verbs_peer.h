@@ -75,7 +75,6 @@ class VerbsPeerCore final : public VerbsMember,
     VerbsRegions::Key key;
     Millis ask_again{0};  // if there is none
   };
-  class Staging;
 
   void StartCall(CallRequest request, Completion done, Millis deadline);
   void StartRead(uint64_t id);
@@ -117,7 +116,7 @@ class VerbsPeerCore final : public VerbsMember,
   std::unordered_map<uint64_t, Key> keys_;
   size_t device_ = SIZE_MAX;  // the peer's, whose keys are ours; not told yet
   std::unordered_map<uint64_t, std::vector<uint64_t>> asking_;  // reads that wait for a key
-  std::unique_ptr<Staging> staging_;
+  std::shared_ptr<VerbsStaging> staging_;
 };
 
 }  // namespace kvcfs::rdma

@@ -107,6 +107,8 @@ void RegisterClusterMetrics(meta::Cluster* cluster) {
         [](Now s) { return s.transport.reconnects; });
   total("kvcfs_rdma_hostile_frames_total", "Frames that no peer of ours sends.",
         [](Now s) { return s.transport.hostile_frames; });
+  total("kvcfs_rdma_read_registrations_total", "READs whose memory had to be registered for them.",
+        [](Now s) { return s.transport.read_registrations; });
   total("kvcfs_rdma_few_receives_total",
         "Times that messages of peers had taken nearly all shared receives.",
         [](Now s) { return s.transport.few_receives; });

@@ -229,5 +229,50 @@ TEST_F(VerbsTest, WithoutASharedQueueEachConnectionHasItsOwnReceives) {
   for (const Client& client : clients_) EXPECT_EQ(client.peer->provider(), "verbs");
 }
 
+TEST_F(VerbsTest, OddLengthsAreReadWholeAndNothingIsRegisteredForThem) {
+  Serve(OptionsOf(1));
+  clients_.push_back(Connect());
+  Transport& transport = *clients_[0].transport;
+  Peer& peer = *clients_[0].peer;
+  Bytes memory = Pattern(600'000, 1);
+  const uint64_t region = *server_->Expose(memory, Access::kRead);
+  ASSERT_TRUE(server_->AwaitKey(region).ok());
+  const auto read = [&](uint64_t offset, uint32_t length) {
+    // Not aligned, and with something on both sides.
+    Bytes into(length + 14, std::byte{0x5a});
+    const std::span<std::byte> place = std::span(into).subspan(7, length);
+    EXPECT_EQ(peer.ReadAndWait({region, offset, length}, place, kLong).code, Code::kOk) << length;
+    EXPECT_TRUE(std::equal(place.begin(), place.end(), memory.begin() + static_cast<long>(offset)))
+        << length;
+    for (size_t i = 0; i < 7; ++i) {
+      EXPECT_EQ(into[i], std::byte{0x5a});
+      EXPECT_EQ(into[into.size() - 1 - i], std::byte{0x5a});
+    }
+  };
+  const uint32_t lengths[] = {1,      63,     4095,   4097,    16'384,  16'385,
+                              60'001, 65'535, 65'537, 131'071, 262'143, 262'144};
+  read(0, 1);  // and learns the key
+  const TransportStats before = transport.Stats();
+  for (const uint32_t length : lengths) read(length % 4096 + 1, length);
+  const TransportStats after = transport.Stats();
+  EXPECT_EQ(after.device_reads - before.device_reads, std::size(lengths));
+  EXPECT_EQ(after.read_registrations, 0u);
+  // What is longer is not copied.
+  read(3, 262'145);
+  EXPECT_EQ(transport.Stats().read_registrations, 1u);
+  // More at once than there is staging for.
+  std::vector<Bytes> many(200, Bytes(60'001));
+  Answers answers;
+  for (size_t i = 0; i < many.size(); ++i) {
+    peer.Read({region, i, 60'001}, many[i], kLong, answers.Next());
+  }
+  for (const Reply& reply : answers.Wait(many.size())) EXPECT_EQ(reply.code, Code::kOk);
+  for (size_t i = 0; i < many.size(); ++i) {
+    EXPECT_TRUE(std::equal(many[i].begin(), many[i].end(), memory.begin() + static_cast<long>(i)));
+  }
+  EXPECT_LT(transport.Stats().read_registrations, many.size());
+  server_->Withdraw(region);
+}
+
 }  // namespace
 }  // namespace kvcfs::rdma
