@@ -1,5 +1,6 @@
 #include "meta/cluster_peers.h"
 
+#include <set>
 #include <utility>
 
 #include "rdma/wire.h"
@@ -27,6 +28,7 @@ Reply Understand(rdma::Method method, const rdma::Reply& reply) {
 
 void ClusterPeers::SetView(const ClusterView& view) {
   std::map<NodeId, Node> nodes;
+  const MutexLock turn(views_mutex_);
   {
     const MutexLock lock(mutex_);
     for (const ClusterNode& node : view.nodes) {
@@ -40,7 +42,16 @@ void ClusterPeers::SetView(const ClusterView& view) {
     }
     std::swap(nodes, nodes_);
   }
-  // Who left is let go of here, without the lock.
+  // Who left reads nothing here any more, one-sided neither, until it is back.
+  std::set<NodeId> there;
+  for (const ClusterNode& node : view.nodes) {
+    there.insert(node.id);
+    if (revoked_.erase(node.id) != 0) transport_->Admit(node.id);
+  }
+  for (const auto& [id, node] : nodes) {
+    if (!there.contains(id) && revoked_.insert(id).second) transport_->Revoke(id);
+  }
+  // It is let go of here, without the lock.
 }
 
 std::shared_ptr<rdma::Peer> ClusterPeers::Find(const NodeId& node) {

@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -37,7 +38,9 @@ class ClusterPeers {
 
   explicit ClusterPeers(rdma::Transport* transport) : transport_(transport) {}
 
-  void SetView(const ClusterView& view) KVC_EXCLUDES(mutex_);
+  // Who was in the view before and is not in this one is revoked (Transport::Revoke), until it is
+  // in a view again. Not from a thread of the transport.
+  void SetView(const ClusterView& view) KVC_EXCLUDES(mutex_, views_mutex_);
   // No such node: null.
   std::shared_ptr<rdma::Peer> Find(const NodeId& node) KVC_EXCLUDES(mutex_);
   // False: no such node, and `done` is never called.
@@ -60,6 +63,8 @@ class ClusterPeers {
     std::shared_ptr<rdma::Peer> peer;  // when it was asked first
   };
   rdma::Transport* const transport_;
+  Mutex views_mutex_;  // before mutex_
+  std::set<NodeId> revoked_ KVC_GUARDED_BY(views_mutex_);
   Mutex mutex_;
   std::map<NodeId, Node> nodes_ KVC_GUARDED_BY(mutex_);
 };

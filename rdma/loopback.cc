@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/mutex.h"
 #include "rdma/regions.h"
+#include "rdma/revoked_peers.h"
 #include "rdma/wire.h"
 
 namespace kvcfs::rdma {
@@ -55,6 +56,7 @@ struct Endpoint {
   TransportOptions options;
   PeerIdentity identity;
   std::unique_ptr<Regions> regions;
+  RevokedPeers revoked;
   Service* service = nullptr;
   bool alive = true;
   bool paused = false;
@@ -608,6 +610,10 @@ class LoopbackResponder final : public Responder {
 
 void LoopbackFabric::State::Arrive(uint64_t id, const EndpointPtr& client,
                                    const EndpointPtr& server, const Request& request) {
+  if (server->revoked.Has(client->identity.node)) {
+    const Error why = RevokedError();
+    return Answer(id, client, server, RefusalOf(why.code, why.text), {}, {});
+  }
   if (request.kind != FrameKind::kCall) return Access(id, client, server, request);
   Service* service = nullptr;
   {
@@ -670,7 +676,9 @@ void LoopbackFabric::State::CopyUnits(uint64_t id, const EndpointPtr& client,
                                       const EndpointPtr& server, const RemoteSpan& place,
                                       const std::shared_ptr<Bytes>& bytes, bool to_write,
                                       const std::vector<bool>& late, bool second) {
-  const auto loan = server->regions->Borrow(client->identity, place, to_write);
+  const auto loan = server->revoked.Has(client->identity.node)
+                        ? Result<Regions::Loan>(RevokedError())
+                        : server->regions->Borrow(client->identity, place, to_write);
   if (!loan.ok()) {
     if (second) Answer(id, client, server, RefusalOf(loan.code(), loan.error().text), {}, {});
     return;
@@ -768,6 +776,10 @@ class LoopbackTransport final : public Transport {
     return endpoint_->regions->Expose(memory, access);
   }
   void Withdraw(uint64_t region) override { endpoint_->regions->Withdraw(region); }
+  void Revoke(const NodeId& node) override {
+    if (node != endpoint_->options.self) endpoint_->revoked.Revoke(node);
+  }
+  void Admit(const NodeId& node) override { endpoint_->revoked.Admit(node); }
   TransportStats Stats() const override {
     MutexLock lock(state_->mutex_);
     return endpoint_->stats;

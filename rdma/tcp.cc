@@ -253,6 +253,10 @@ class TcpTransport final : public Transport {
     return shared_->regions.Expose(memory, access);
   }
   void Withdraw(uint64_t region) override { shared_->regions.Withdraw(region); }
+  void Revoke(const NodeId& node) override {
+    if (node != shared_->options.self) shared_->revoked.Revoke(node);
+  }
+  void Admit(const NodeId& node) override { shared_->revoked.Admit(node); }
 
   TransportStats Stats() const override {
     const auto& from = shared_->counters;

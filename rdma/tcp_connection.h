@@ -27,6 +27,7 @@
 #include "rdma/frame_parser.h"
 #include "rdma/outgoing.h"
 #include "rdma/regions.h"
+#include "rdma/revoked_peers.h"
 #include "rdma/tcp_loop.h"
 #include "rdma/tls_files.h"
 #include "rdma/wire.h"
@@ -39,6 +40,7 @@ struct TcpShared {
       : options(given), regions(incarnation) {}
   const TransportOptions options;
   Regions regions;
+  RevokedPeers revoked;
   std::unique_ptr<TlsFiles> tls;  // null: none was given
   struct Counters {
     std::atomic<uint64_t> calls{0}, reads{0}, writes{0}, messages_sent{0}, bytes_sent{0};
@@ -84,6 +86,8 @@ class TcpConnection : public LoopMember,
   // A connected socket: says HELLO, and begins to receive.
   void Begin(Fd fd);
   // The other side's HELLO fits ours and its certificate.
+  // Says why, and ends.
+  void Refuse(const Error& why);
   virtual Status OnHello(const Hello& hello, PeerIdentity identity) = 0;
   // Any other frame but PING, PONG, GOODBYE.
   virtual Status OnRequest(const FrameHeader& header, Bytes head, std::span<std::byte> bulk) = 0;
@@ -135,7 +139,6 @@ class TcpConnection : public LoopMember,
   void Release(std::vector<Outgoing> gone);
   void CheckAlive(Millis now);
   // Says why, lets that be sent, and ends.
-  void Refuse(const Error& why);
 
   static constexpr size_t kPieces = 64;             // iovecs of one send
   static constexpr size_t kLookahead = 16 << 10;    // a receive that may hold a bulk's beginning

@@ -19,7 +19,18 @@ TcpServed::~TcpServed() {
 
 Status TcpServed::OnHello(const Hello& /*hello*/, PeerIdentity identity) {
   calls_.SetPeer(std::make_shared<const PeerIdentity>(std::move(identity)));
+  if (Revoked()) return RevokedError();
   return {};
+}
+
+bool TcpServed::Revoked() {
+  const RevokedPeers& revoked = shared().revoked;
+  // Once it is, the connection ends.
+  if (const uint64_t now = revoked.version(); !revoked_ && now != looked_up_) {
+    looked_up_ = now;
+    revoked_ = revoked.Has(calls_.peer()->node);
+  }
+  return revoked_;
 }
 
 void TcpServed::Reply(Outgoing frame) {
@@ -35,6 +46,7 @@ void TcpServed::Refuse(FrameKind kind, uint64_t id, const Error& why) {
 
 Result<std::span<std::byte>> TcpServed::PlaceOf(const FrameHeader& header,
                                                 std::span<const std::byte> head) {
+  if (Revoked()) return std::span<std::byte>();  // it is read over, and then refused
   if (header.kind == FrameKind::kCall) return calls_.Place(header, head);
   if (header.kind != FrameKind::kWrite) {
     return Error{Code::kCorrupt,
@@ -56,6 +68,12 @@ Result<std::span<std::byte>> TcpServed::PlaceOf(const FrameHeader& header,
 
 Status TcpServed::OnRequest(const FrameHeader& header, Bytes head, std::span<std::byte> bulk) {
   const uint64_t id = header.request_id;
+  if (Revoked()) {
+    loan_ = {};
+    calls_.Abandon();
+    TcpConnection::Refuse(RevokedError());
+    return {};
+  }
   switch (header.kind) {
     case FrameKind::kCall:
       calls_.Serve({shared_from_this(), &calls_}, header, std::move(head), bulk, loop().Now());

@@ -27,8 +27,11 @@ class TcpServed final : public TcpConnection, public ServedCalls::Connection {
  private:
   void Reply(Outgoing frame) override;
   void Refuse(FrameKind kind, uint64_t id, const Error& why);
+  bool Revoked();
 
   ServedCalls calls_;
+  uint64_t looked_up_ = 0;  // at which version of the revoked
+  bool revoked_ = false;
   // The WRITE that comes now.
   Regions::Loan loan_;
   Status refused_;  // why it is read over

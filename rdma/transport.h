@@ -186,6 +186,11 @@ class Transport {
   virtual Result<RegionKey> AwaitKey(uint64_t /*region*/) { return RegionKey{}; }
   // Waits for who reads or writes it now; not from a thread of the transport.
   virtual void Withdraw(uint64_t region) = 0;
+  // Shuts out a node, by what it proved to be: when this returns its queue pairs are gone, and
+  // nothing that is written later is read by it; what it asks for is kUnavailable, until Admit.
+  // What is being served already is answered. Not from a thread of the transport.
+  virtual void Revoke(const NodeId& /*node*/) {}
+  virtual void Admit(const NodeId& /*node*/) {}
   // Peers with the same devices may read without this host's CPU.
   virtual bool reads_past_cpu() const { return false; }
   virtual TransportStats Stats() const = 0;

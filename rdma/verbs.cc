@@ -132,6 +132,21 @@ class VerbsTransport final : public Transport {
     shared_->regions.Remove(region);
     tcp_->Withdraw(region);
   }
+  void Revoke(const NodeId& node) override {
+    if (node == shared_->options.self) return;
+    tcp_->Revoke(node);
+    shared_->revoked.Revoke(node);
+    std::vector<std::shared_ptr<VerbsServer>> servers;
+    {
+      MutexLock lock(mutex_);
+      servers = servers_;
+    }
+    for (const auto& server : servers) server->EndRevoked();
+  }
+  void Admit(const NodeId& node) override {
+    shared_->revoked.Admit(node);
+    tcp_->Admit(node);
+  }
   bool reads_past_cpu() const override { return true; }
 
   TransportStats Stats() const override {

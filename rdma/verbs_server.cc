@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <future>
 #include <utility>
 
 #include <fmt/format.h>
@@ -43,6 +44,7 @@ class VerbsServed final : public VerbsLinkOwner,
   }
 
   VerbsLink& link() { return *link_; }
+  const PeerIdentity& peer() const { return *calls_.peer(); }
   const VerbsToken& token() const { return token_; }
 
   void OnLinkUp(VerbsLink* /*link*/) override {}
@@ -209,11 +211,33 @@ void VerbsServer::OnConnectEvent(const rdma_cm_event& event) {
       found->second.device = shared_->loop->IndexOf(event.id->verbs);
       peer = found->second.peer;
     }
+    // A token may have been given out just before.
+    if (peer != nullptr && shared_->revoked.Has(peer->node)) {
+      if (--found->second.links == 0) grants_.erase(found);
+      peer = nullptr;
+    }
   }
   if (peer == nullptr) return refuse("a token that nobody was given");
   auto served = std::make_shared<VerbsServed>(shared_from_this(), std::move(peer), *theirs);
   served_[served.get()] = served;
   served->link().Accept(event.id, event, *theirs);
+}
+
+void VerbsServer::EndRevoked() {
+  std::promise<void> done;
+  const bool posted = shared_->loop->Post([this, &done] {
+    std::vector<std::shared_ptr<VerbsServed>> all;
+    for (const auto& [raw, owned] : served_) {
+      if (shared_->revoked.Has(owned->peer().node)) all.push_back(owned);
+    }
+    for (const auto& served : all) {
+      KVC_LOG(Info, "a peer is revoked: its queue pair ends", "peer={}",
+              LogValue(served->peer().name));
+      served->link().Break(RevokedError());
+    }
+    done.set_value();
+  });
+  if (posted) done.get_future().wait();
 }
 
 void VerbsServer::Ended(VerbsServed* served) {

@@ -39,6 +39,9 @@ class VerbsServer final : public Service,
   }
   void Abandon(std::span<std::byte> place) override { service_->Abandon(place); }
 
+  // Queue pairs of peers that are revoked are gone when it returns. Not from the loop.
+  void EndRevoked();
+
   void OnConnectEvent(const rdma_cm_event& event) override;
   void Tick(Millis now) override;
   Millis NextTick() const override { return Millis::max(); }

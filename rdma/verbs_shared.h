@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 
+#include "rdma/revoked_peers.h"
 #include "rdma/transport.h"
 #include "rdma/verbs_link.h"
 #include "rdma/verbs_loop.h"
@@ -18,6 +19,7 @@ struct VerbsShared {
   const TransportOptions options;
   const std::shared_ptr<VerbsLoop> loop;
   VerbsRegions regions;
+  RevokedPeers revoked;
   VerbsCounters counters;
   std::atomic<uint64_t> calls{0}, one_sided_reads{0}, writes{0}, timeouts{0}, reconnects{0};
   std::atomic<uint64_t> serving_bytes{0};

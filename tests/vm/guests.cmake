@@ -6,9 +6,9 @@ set_tests_properties(vm_guest PROPERTIES LABELS vm TIMEOUT 600 SKIP_RETURN_CODE 
 kvc_vm_test(verbs_transport --certs --seconds 900 --program $<TARGET_FILE:tcp_test> --
   "rdma-devices && KVC_TEST_TRANSPORT=verbs KVC_TEST_HOST=10.77.0.1 KVC_TEST_CERTS=/certs tcp_test --gtest_filter=TcpTest.*")
 
-# What only queue pairs have: many of them share receives, fewer than what they send.
-kvc_vm_test(verbs_queue_pairs --certs --seconds 900 --program $<TARGET_FILE:verbs_test> --
-  "rdma-devices && KVC_TEST_TRANSPORT=verbs KVC_TEST_HOST=10.77.0.1 KVC_TEST_CERTS=/certs verbs_test")
+# What only queue pairs have: many of them share receives, fewer than what they send; those of a node that is revoked end.
+kvc_vm_test(verbs_queue_pairs --certs --seconds 900 --program $<TARGET_FILE:verbs_test> --program $<TARGET_FILE:revoked_test> --
+  "rdma-devices && export KVC_TEST_TRANSPORT=verbs KVC_TEST_HOST=10.77.0.1 KVC_TEST_CERTS=/certs && verbs_test && revoked_test")
 
 # 100,000 one-sided reads of an index and of slots that are used again under the reader; 0 wrong, and without the check some.
 kvc_vm_test(one_sided_race --certs --seconds 1200 --program $<TARGET_FILE:one_sided_race_test> --
