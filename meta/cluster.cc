@@ -26,6 +26,7 @@ std::string ToJson(const ClusterStatus& status) {
       {"repaired_total", status.repaired_total},
       {"lost_total", status.lost_total},
       {"orphans_total", status.orphans_total},
+      {"hidden", status.hidden},
       {"moving", status.moving},
       {"moved_total", status.moved_total},
       {"move_bytes_left", status.move_bytes_left},

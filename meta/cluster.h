@@ -138,6 +138,7 @@ struct ClusterStatus {
   uint64_t shards = 0, shards_loading = 0;  // that this node owns
   uint64_t records = 0;
   uint64_t repairs_waiting = 0, repaired_total = 0, lost_total = 0, orphans_total = 0;
+  uint64_t hidden = 0;                   // records whose copies are all at holders that are away
   uint64_t moving = 0, moved_total = 0;  // copies, to holders that have less
   uint64_t move_bytes_left = 0;          // about so much is to move
   uint64_t copies = 0;                   // that this node holds

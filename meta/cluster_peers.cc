@@ -32,6 +32,7 @@ void ClusterPeers::SetView(const ClusterView& view) {
   {
     const MutexLock lock(mutex_);
     for (const ClusterNode& node : view.nodes) {
+      if (IsAway(node)) continue;
       Node& made = nodes[node.id];
       const auto known = nodes_.find(node.id);
       if (known != nodes_.end() && known->second.address == node.address) {
@@ -45,6 +46,7 @@ void ClusterPeers::SetView(const ClusterView& view) {
   // Who left reads nothing here any more, one-sided neither, until it is back.
   std::set<NodeId> there;
   for (const ClusterNode& node : view.nodes) {
+    if (IsAway(node)) continue;
     there.insert(node.id);
     if (revoked_.erase(node.id) != 0) transport_->Admit(node.id);
   }

@@ -35,6 +35,7 @@ ClusterRuntime::ClusterRuntime(const ClusterRuntimeOptions& options,
         member.lease = options.lease;
         member.start_timeout = options.start_timeout;
         member.takeover = options.takeover;
+        member.away = options.away;
         return std::make_unique<Membership>(member, EtcdClient::Make(options.etcd), clock);
       }()),
       spaces_(options.cluster, EtcdClient::Make(options.etcd)),

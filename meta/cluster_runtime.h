@@ -38,6 +38,7 @@ struct ClusterRuntimeOptions {
   std::chrono::seconds lease{3};  // of the node at etcd
   Millis start_timeout{10000};
   Millis takeover{30000};
+  Millis away{600'000};
   uint64_t leased_bytes_max = uint64_t{1} << 40;  // of the blocks of our shards
   OneSided one_sided = OneSided::kAuto;           // of blocks' bytes, ours and others'
 };

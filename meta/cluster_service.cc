@@ -544,6 +544,7 @@ void ClusterService::Describe(ClusterStatus* status) {
       status->repaired_total = counts.repaired_total;
       status->lost_total = counts.lost_total;
       status->orphans_total = counts.orphans_total;
+      status->hidden = counts.hidden;
       status->moving = counts.moving;
       status->moved_total = counts.moved_total;
       status->move_bytes_left = counts.move_bytes_left;

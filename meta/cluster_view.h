@@ -2,6 +2,7 @@
 // (CLUSTER.md), the same for everybody who has the same epoch. Plain data.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@ enum Role : uint8_t {
   kRoleMetadata = 1,  // owns shards
   kRoleBlocks = 2,    // holds blocks
   kRoleDraining = 4,  // holds blocks, but shall get rid of them
+  kRoleAway = 8,      // alone: left not long ago, and may come back with the blocks it has
 };
 
 struct ClusterNode {
@@ -35,6 +37,10 @@ inline bool TakesBlocks(const ClusterNode& node) {
   return (node.roles & kRoleBlocks) != 0 && (node.roles & kRoleDraining) == 0;
 }
 
+inline bool IsAway(const ClusterNode& node) {
+  return (node.roles & kRoleAway) != 0;
+}
+
 struct ClusterView {
   uint64_t epoch = 0;  // 0: none yet; each change counts one on
   std::vector<ClusterNode> nodes;
@@ -45,9 +51,15 @@ struct ClusterView {
     }
     return nullptr;
   }
+  // Is here, not away.
+  bool HasNow(const NodeId& id) const {
+    const ClusterNode* node = Find(id);
+    return node != nullptr && !IsAway(*node);
+  }
+  bool HasAnyAway() const { return std::any_of(nodes.begin(), nodes.end(), IsAway); }
   bool Has(const NodeId& id, uint64_t incarnation) const {
     const ClusterNode* node = Find(id);
-    return node != nullptr && node->incarnation == incarnation;
+    return node != nullptr && node->incarnation == incarnation && !IsAway(*node);
   }
 };
 

@@ -36,6 +36,7 @@ Json NodeJson(const ClusterNode& node) {
   if ((node.roles & kRoleMetadata) != 0) roles.push_back("meta");
   if ((node.roles & kRoleBlocks) != 0) roles.push_back("blocks");
   if ((node.roles & kRoleDraining) != 0) roles.push_back("draining");
+  if (IsAway(node)) roles.push_back("away");
   return {{"id", IdText(node.id)},           {"name", node.name},
           {"incarnation", node.incarnation}, {"roles", roles},
           {"address", node.address},         {"capacity_bytes", node.capacity_bytes}};
@@ -68,6 +69,7 @@ std::optional<ClusterNode> ParseNode(const Json& json) {
     if (role == "meta") node.roles |= kRoleMetadata;
     if (role == "blocks") node.roles |= kRoleBlocks;
     if (role == "draining") node.roles |= kRoleDraining;
+    if (role == "away") node.roles |= kRoleAway;
   }
   return node;
 }
@@ -280,7 +282,8 @@ void Membership::RunWatch() {
     const Status watched = etcd_->Watch(Prefix(), listed->revision, pause, [&](bool something) {
       MutexLock lock(mutex_);
       // Who waits to take over looks again, since nothing more may happen.
-      return !something && !stopping_ && members_gone_since_ < Millis(0);
+      return !something && !stopping_ && members_gone_since_ < Millis(0) &&
+             clock_->Monotonic() < next_away_end_;
     });
     if (!watched.ok()) NoteEtcd(watched);
     if (!Wait(watched.ok() ? Millis(0) : pause)) return;
@@ -329,7 +332,7 @@ bool Membership::MayPropose(const Listed& listed) {
   const bool live = std::any_of(listed.nodes.begin(), listed.nodes.end(),
                                 [&](const auto& node) { return node.id == self_->id; });
   if (!live) return false;
-  if (listed.view == nullptr || listed.view->Find(self_->id) != nullptr) {
+  if (listed.view == nullptr || listed.view->HasNow(self_->id)) {
     members_gone_since_ = Millis(-1);
     return true;
   }
@@ -350,17 +353,45 @@ bool Membership::MayPropose(const Listed& listed) {
   return !had_metadata || now >= members_gone_since_ + options_.takeover;
 }
 
+std::vector<ClusterNode> Membership::WithAway(const Listed& listed) {
+  std::vector<ClusterNode> nodes = listed.nodes;
+  next_away_end_ = Millis::max();
+  if (listed.view == nullptr) return nodes;
+  const Millis now = clock_->Monotonic();
+  std::map<NodeId, Millis> since;
+  for (ClusterNode node : listed.view->nodes) {
+    // Its name is its place: who has taken that is there instead.
+    const bool lives = std::any_of(
+        listed.nodes.begin(), listed.nodes.end(),
+        [&](const ClusterNode& each) { return each.id == node.id || each.name == node.name; });
+    // Who was drained was meant to go.
+    if (lives || !(IsAway(node) || TakesBlocks(node))) continue;
+    const auto known = away_since_.find(node.id);
+    const Millis left = known == away_since_.end() ? now : known->second;
+    since[node.id] = left;
+    if (now >= left + options_.away) continue;
+    next_away_end_ = std::min(next_away_end_, left + options_.away);
+    node.roles = kRoleAway;
+    nodes.push_back(std::move(node));
+  }
+  away_since_ = std::move(since);
+  std::sort(nodes.begin(), nodes.end(),
+            [](const ClusterNode& a, const ClusterNode& b) { return a.id < b.id; });
+  return nodes;
+}
+
 bool Membership::Handle(const Listed& listed) {
   std::shared_ptr<const ClusterView> view;
   {
     MutexLock lock(mutex_);
     if (!right_.MayTakeNewView(clock_->Monotonic())) return false;
   }
-  if (listed.view == nullptr || listed.view->nodes != listed.nodes) {
+  std::vector<ClusterNode> nodes = WithAway(listed);
+  if (listed.view == nullptr || listed.view->nodes != nodes) {
     if (MayPropose(listed)) {
       ClusterView next;
       next.epoch = listed.view == nullptr ? 1 : listed.view->epoch + 1;
-      next.nodes = listed.nodes;
+      next.nodes = std::move(nodes);
       const auto won = etcd_->PutIf(Prefix() + "view", listed.view_revision, EncodeView(next));
       if (!won.ok()) NoteEtcd(won.error());
       return won.ok();  // whoever won: the watch shows what came of it

@@ -2,7 +2,8 @@
 //
 // Keys at etcd, all JSON that a person can read, below /kvcfs/<cluster>/:
 //   nodes/<name>      a live node, under its lease
-//   view              epoch and nodes: what everybody goes by; changed by compare-and-swap only
+//   view              epoch and nodes: what everybody goes by; changed by compare-and-swap only.
+//                     A holder that left stays in it for a while, as one that is away
 //   draining/<name>   an operator wants this node emptied (kvcfs cluster drain)
 // Any metadata node of the view that sees that nodes and view differ proposes the next view. One
 // that is not in the view does so only where there is no view, or where all its nodes have been
@@ -13,6 +14,7 @@
 
 #include <condition_variable>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,6 +35,7 @@ struct MembershipOptions {
   std::chrono::seconds lease{3};
   Millis start_timeout{10000};
   Millis takeover{30000};
+  Millis away{600'000};  // so long a holder that left may come back with what it had
 };
 
 // What an operator is shown of etcd beside the view.
@@ -95,6 +98,8 @@ class Membership {
   // Proposes a view if it must be another, takes up the one there is. False: look again soon.
   bool Handle(const Listed& listed);
   bool MayPropose(const Listed& listed);
+  // Nodes that live, and holders of the view that left not long ago.
+  std::vector<ClusterNode> WithAway(const Listed& listed);
   bool Wait(Millis time);  // false: we are stopping
   void NoteEtcd(const Status& status);
 
@@ -113,7 +118,10 @@ class Membership {
   uint64_t incarnation_ KVC_GUARDED_BY(mutex_) = 0;
   Millis renewed_ KVC_GUARDED_BY(mutex_){0};
   Status etcd_status_ KVC_GUARDED_BY(mutex_);
-  Millis members_gone_since_{-1};  // of the watching thread
+  // Of the watching thread.
+  Millis members_gone_since_{-1};
+  std::map<NodeId, Millis> away_since_;
+  Millis next_away_end_{Millis::max()};
 
   std::thread renewal_;
   std::thread watch_;

@@ -206,7 +206,10 @@ void MetadataShard::Serve(Millis /*now*/, uint64_t call, const ChainRequest& req
   BlockId id = request.id;
   for (uint32_t step = 0; step < kGroupBlocksMax; ++step) {
     const Record* record = shard->records.Find(id);
-    if (record == nullptr || record->state != State::kVisible || record->doomed) break;
+    if (record == nullptr || record->state != State::kVisible || record->doomed ||
+        GoodCopies(*record) == 0) {
+      break;
+    }
     reply.blocks.push_back(Describe(*record));
     if (record->facts.begins_group()) {
       std::reverse(reply.blocks.begin(), reply.blocks.end());
@@ -237,7 +240,7 @@ void MetadataShard::Serve(Millis /*now*/, uint64_t call, const LeavesRequest& re
       reply.done = false;
       break;
     }
-    reply.keys.push_back(at->key);
+    if (!shard->hidden.contains(*at)) reply.keys.push_back(at->key);
   }
   Answer(call, Code::kOk, std::move(reply), actions);
 }
@@ -253,6 +256,7 @@ void MetadataShard::Serve(Millis now, uint64_t call, const ReserveRequest& reque
     return Answer(call, why, EmptyReply{}, actions);
   }
   if (record->state != State::kVisible) return Answer(call, Code::kBusy, EmptyReply{}, actions);
+  if (IsHidden(*record)) return Answer(call, Code::kNotFound, EmptyReply{}, actions);
   std::erase_if(record->pins, [&](const auto& pin) { return pin.second <= now; });
   record->pins[request.child] = now + options_.times.pin;
   Answer(call, Code::kOk, EmptyReply{}, actions);
@@ -294,6 +298,10 @@ void MetadataShard::Serve(Millis now, uint64_t call, const CommitRequest& reques
     }
     if (record->facts.length != facts.length || record->facts.crc32c != facts.crc32c ||
         record->facts.parent != facts.parent || record->facts.ordinal != facts.ordinal) {
+      if (IsHidden(*record) && record->facts.parent == facts.parent &&
+          record->facts.ordinal == facts.ordinal) {
+        return Replace(now, *shard, *record, request, call, std::move(places), actions);
+      }
       return Answer(call, Code::kExists, EmptyReply{}, actions);
     }
     // The same bytes: further copies of the version that is there.
@@ -327,6 +335,26 @@ void MetadataShard::Serve(Millis now, uint64_t call, const CommitRequest& reques
   Advance(now, *shard, added, actions);
 }
 
+void MetadataShard::Replace(Millis now, Shard& shard, Record& record, const CommitRequest& request,
+                            uint64_t call, std::vector<Place> places, Actions* actions) {
+  if (!shard.waiting.empty() || places.empty()) {
+    return Answer(call, Code::kUnavailable, EmptyReply{}, actions);
+  }
+  // Its version is higher than what comes back, and that is forgotten then. What extends it stays.
+  Weigh(shard, record.facts, request.facts);
+  record.facts = request.facts;
+  record.version = NextVersion();
+  record.state = State::kPending;
+  record.attached = false;
+  record.copies.clear();
+  for (const Place& place : places) record.copies.push_back({place, false, false});
+  record.committers.push_back({call, std::move(places)});
+  shard.hidden.erase(record.facts.id);
+  shard.unsettled.insert(record.facts.id);
+  UpdateLeaf(shard, record);
+  Advance(now, shard, record, actions);
+}
+
 void MetadataShard::Serve(Millis now, uint64_t call, const DropRequest& request, Actions* actions) {
   Code why = Code::kOk;
   Shard* shard = ShardFor({request.id.space, request.anchor}, &why);
@@ -349,7 +377,7 @@ void MetadataShard::Serve(Millis /*now*/, uint64_t call, const MissingRequest& r
   const Record* record = shard->records.Find(request.id);
   if (record == nullptr || record->doomed) return;
   for (const Copy& copy : record->copies) {
-    if (copy.place != request.place || !copy.marked) continue;
+    if (copy.place != request.place || !copy.marked || !view_.HasNow(copy.place.node)) continue;
     Task& task = EnsureTask(
         {TaskKind::kHave, request.id, {}, copy.place.node, copy.place.generation}, shard->number);
     task.body = HaveRequest{request.id, copy.place.generation};
@@ -385,7 +413,8 @@ Code MetadataShard::ReleaseOne(Millis now, const NodeId& holder, const ReleaseIt
   const auto copy = std::find_if(record->copies.begin(), record->copies.end(),
                                  [&](const Copy& each) { return each.place == place; });
   if (copy == record->copies.end()) return grant();
-  if (record->state != State::kVisible || record->doomed || !copy->marked) return Code::kBusy;
+  const bool is_settled = record->state == State::kVisible || WaitsForAway(*shard, *record);
+  if (!is_settled || record->doomed || !copy->marked) return Code::kBusy;
   const ClusterNode* asker = view_.Find(holder);
   const bool counts = asker != nullptr && TakesBlocks(*asker) && copy->verified;
   const size_t others = StayingCopies(*record) - (counts ? 1 : 0);
@@ -400,15 +429,34 @@ Code MetadataShard::ReleaseOne(Millis now, const NodeId& holder, const ReleaseIt
     Doom(now, *shard, *record, actions);
     return grant();
   }
-  // Children elsewhere that are not there any more must not keep it for ever.
-  for (auto& [key, edge] : record->children) {
-    if (edge.local || now < edge.asked + 10 * options_.times.retry) continue;
-    edge.asked = now;
-    Task& task = EnsureTask({TaskKind::kDoom, item.id, key, {}, edge.version}, shard->number);
-    task.body = DoomRequest{{item.id.space, key}, edge.version, true};
-    task.target_anchor = {item.id.space, key};
-  }
+  AskChildren(now, *shard, *record, actions);
   return Code::kBusy;
+}
+
+void MetadataShard::AskChildren(Millis now, Shard& shard, Record& record, Actions* actions) {
+  const SpaceId space = record.facts.id.space;
+  std::vector<BlockKey> local;
+  for (auto& [key, edge] : record.children) {
+    if (edge.local) {
+      local.push_back(key);
+      continue;
+    }
+    if (now < edge.asked + 10 * options_.times.retry) continue;
+    edge.asked = now;
+    Task& task =
+        EnsureTask({TaskKind::kDoom, record.facts.id, key, {}, edge.version}, shard.number);
+    task.body = DoomRequest{{space, key}, edge.version, true};
+    task.target_anchor = {space, key};
+  }
+  for (const BlockKey& key : local) GiveUpHidden(now, shard, {space, key}, actions);
+}
+
+void MetadataShard::GiveUpHidden(Millis now, Shard& shard, const BlockId& id, Actions* actions) {
+  const Record* found = shard.records.Find(id);
+  if (found == nullptr || !(IsHidden(*found) || WaitsForAway(shard, *found))) return;
+  Record* record = shard.records.Edit(id);
+  AskChildren(now, shard, *record, actions);
+  if (record->children.empty()) Doom(now, shard, *record, actions);
 }
 
 // ---- What metadata nodes ask one another
@@ -423,15 +471,23 @@ void MetadataShard::Serve(Millis /*now*/, uint64_t call, const AttachRequest& re
   if (parent == nullptr && !shard->waiting.empty()) {
     return Answer(call, Code::kUnavailable, EmptyReply{}, actions);
   }
+  if (parent == nullptr && view_.HasAnyAway()) {
+    // If who is away brings it, then with this child.
+    Edge& edge = shard->loose[{space, request.parent}][request.child.key];
+    edge.version = std::max(edge.version, request.version);
+  }
   if (parent == nullptr || (parent->doomed && !KVC_PLANTED(10))) {
     return Answer(call, Code::kNotFound, EmptyReply{}, actions);
   }
-  if (parent->state == State::kPending) return Answer(call, Code::kBusy, EmptyReply{}, actions);
+  const bool waits = WaitsForAway(*shard, *parent);
+  if (parent->state == State::kPending && !waits) {
+    return Answer(call, Code::kBusy, EmptyReply{}, actions);
+  }
   Edge& edge = parent->children[request.child.key];
   edge.version = std::max(edge.version, request.version);
   parent->pins.erase(request.child.key);
   UpdateLeaf(*shard, *parent);
-  Answer(call, Code::kOk, EmptyReply{}, actions);
+  Answer(call, waits ? Code::kNotFound : Code::kOk, EmptyReply{}, actions);
 }
 
 void MetadataShard::Serve(Millis now, uint64_t call, const DetachRequest& request,
@@ -456,8 +512,9 @@ void MetadataShard::Serve(Millis now, uint64_t call, const DoomRequest& request,
   Answer(call, Code::kOk, EmptyReply{}, actions);
   // An older record may be meant; then this one says so itself, by Attach. Who loaded its children
   // from inventories knows them by the version of their bytes.
+  if (request.only_ask) return GiveUpHidden(now, *shard, request.id, actions);
   const bool meant = record->attach_id <= request.version || record->version == request.version;
-  if (!request.only_ask && !record->doomed && meant) {
+  if (!record->doomed && meant) {
     Doom(now, *shard, *record, actions);
   }
 }
@@ -527,6 +584,7 @@ MetadataShard::Counts MetadataShard::Count() const {
     if (!shard->waiting.empty()) ++counts.reconciling;
     counts.records += shard->records.all().size();
     counts.repairs_waiting += shard->repairs.size();
+    counts.hidden += shard->hidden.size();
     for (const BlockId& id : shard->unsettled) {
       ++(shard->records.all().at(id).doomed ? counts.doomed : counts.pending);
     }

@@ -57,6 +57,7 @@ class MetadataShard {
   struct Counts {
     uint64_t shards = 0, loading = 0, reconciling = 0;
     uint64_t records = 0, pending = 0, doomed = 0, repairs_waiting = 0, tasks = 0;
+    uint64_t hidden = 0;
     uint64_t repaired_total = 0, orphans_total = 0, lost_total = 0;
     uint64_t moving = 0, moved_total = 0, move_bytes_left = 0;  // about so many bytes are to move
   };
@@ -164,6 +165,7 @@ class MetadataShard {
     std::set<BlockId> unsettled;  // pending or doomed
     std::set<BlockId> repairs;
     std::map<SpaceId, uint64_t> bytes;  // of all records
+    std::set<BlockId> hidden;  // visible, but for that all copies are at holders that are away
   };
   // Something said again and again until it is answered under the present view.
   enum class TaskKind : uint8_t {
@@ -193,7 +195,8 @@ class MetadataShard {
     NodeId target_node;
     uint32_t shard = kShardCount;  // that it belongs to
     Millis due{0};
-    Millis first_sent{-1};  // under the present view
+    Millis first_sent{-1};   // under the present view
+    uint32_t postponed = 0;  // likewise, so many times
   };
   struct Stream {  // of a holder's inventory
     ShardSet shards;
@@ -311,6 +314,19 @@ class MetadataShard {
   void ReceiveInventory(Millis now, const NodeId& node, const InventoryReply& reply,
                         Actions* actions);
   void StartRepairs(Millis now, Actions* actions);
+  // A record whose last copies are at a holder that left for now is kept, and is a miss.
+  bool KeepsAwayCopy(const Record& record, const Place& place) const;
+  bool IsHidden(const Record& record) const;
+  // It is published, and what it extends may be with one that is away.
+  bool WaitsForAway(const Shard& shard, const Record& record) const;
+  // What extends a block must not keep it where nobody can read that, or it is not there any more.
+  void AskChildren(Millis now, Shard& shard, Record& record, Actions* actions);
+  void GiveUpHidden(Millis now, Shard& shard, const BlockId& id, Actions* actions);
+  void NoteVerified(Shard& shard, Record& record);
+  // Other bytes than those of holders that are away.
+  void Replace(Millis now, Shard& shard, Record& record, const CommitRequest& request,
+               uint64_t call, std::vector<Place> places, Actions* actions);
+  void Postpone(Millis now, Task& task);
   size_t WantedCopies(const Record& record) const;
   size_t StayingCopies(const Record& record) const;  // marked, and not on nodes that drain
 

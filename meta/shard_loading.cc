@@ -54,7 +54,7 @@ void MetadataShard::SetView(Millis now, const ClusterView& view, Actions* action
   for (auto at = tasks_.begin(); at != tasks_.end();) {
     const auto next = std::next(at);
     const auto& [key, task] = *at;
-    const bool lost = task.target_node.valid() && view_.Find(task.target_node) == nullptr;
+    const bool lost = task.target_node.valid() && !view_.HasNow(task.target_node);
     if (task.shard >= kShardCount || !is_kept[task.shard] || lost) DropTask(TaskKey(key));
     at = next;
   }
@@ -67,8 +67,10 @@ void MetadataShard::SetView(Millis now, const ClusterView& view, Actions* action
   for (const uint32_t number : kept) {
     RestartRecords(now, *shards_[number], placed_before, actions);
   }
+  // What waited for who was away waits no longer.
+  const bool waits_end = before.HasAnyAway() && !view_.HasAnyAway();
   for (uint32_t number = 0; number < kShardCount; ++number) {
-    if (shards_[number] != nullptr && !shards_[number]->loaded &&
+    if (shards_[number] != nullptr && (!shards_[number]->loaded || waits_end) &&
         (shards_[number]->waiting.empty() || KVC_PLANTED(7))) {
       FinishShard(now, *shards_[number], actions);
     }
@@ -96,6 +98,7 @@ void MetadataShard::RestartTasks() {
     if (!KVC_PLANTED(4)) task.id = next_id_++;
     task.due = Millis(0);
     task.first_sent = Millis(-1);
+    task.postponed = 0;
     keys_.emplace(task.id, key);
     due_.emplace(task.due, task.id);
   }
@@ -106,8 +109,7 @@ void MetadataShard::ForgetNodes(Millis now, Shard& shard, const ClusterView& bef
                                 Actions* actions) {
   std::vector<std::pair<BlockId, Place>> lost;
   for (auto& [id, record] : shard.records.EditAll()) {
-    std::erase_if(record.grants,
-                  [&](const auto& grant) { return view_.Find(grant.first) == nullptr; });
+    std::erase_if(record.grants, [&](const auto& grant) { return !view_.HasNow(grant.first); });
     for (Copy& copy : record.copies) {
       const ClusterNode* node = view_.Find(copy.place.node);
       if (node == nullptr || !HoldsBlocks(*node)) {
@@ -119,9 +121,16 @@ void MetadataShard::ForgetNodes(Millis now, Shard& shard, const ClusterView& bef
   }
   std::sort(lost.begin(), lost.end());
   for (const auto& [id, place] : lost) {
-    if (Record* record = shard.records.Edit(id); record != nullptr) {
+    Record* record = shard.records.Edit(id);
+    if (record == nullptr) continue;
+    if (!KeepsAwayCopy(*record, place)) {
       RemoveCopy(now, shard, *record, place, actions);
+      continue;
     }
+    for (Copy& copy : record->copies) {
+      if (copy.place == place && !KVC_PLANTED(45)) copy.verified = false;
+    }
+    NoteRepair(shard, *record);
   }
   for (const ClusterNode& node : before.nodes) {
     const ClusterNode* still = view_.Find(node.id);
@@ -130,6 +139,38 @@ void MetadataShard::ForgetNodes(Millis now, Shard& shard, const ClusterView& bef
       if (was_waiting && shard.waiting.empty()) FinishShard(now, shard, actions);
     }
   }
+}
+
+bool MetadataShard::KeepsAwayCopy(const Record& record, const Place& place) const {
+  const ClusterNode* node = view_.Find(place.node);
+  if (node == nullptr || !IsAway(*node) || record.doomed || record.state == State::kRemoving ||
+      KVC_PLANTED(43)) {
+    return false;
+  }
+  bool marked = false, others = false;
+  for (const Copy& copy : record.copies) {
+    marked = marked || (copy.place == place && copy.marked);
+    others = others || view_.HasNow(copy.place.node);
+  }
+  return marked && !others;
+}
+
+bool MetadataShard::IsHidden(const Record& record) const {
+  return record.state == State::kVisible && !record.doomed &&
+         std::none_of(record.copies.begin(), record.copies.end(),
+                      [&](const Copy& copy) { return view_.HasNow(copy.place.node); });
+}
+
+bool MetadataShard::WaitsForAway(const Shard& shard, const Record& record) const {
+  return shard.loaded && view_.HasAnyAway() && record.state == State::kPending && !record.doomed &&
+         !shard.unsettled.contains(record.facts.id);
+}
+
+// Where there are good copies, those of who is away are not waited for: they come by inventory.
+void MetadataShard::NoteVerified(Shard& shard, Record& record) {
+  if (GoodCopies(record) == 0) return;
+  std::erase_if(record.copies, [&](const Copy& copy) { return !view_.HasNow(copy.place.node); });
+  NoteRepair(shard, record);
 }
 
 void MetadataShard::RestartRecords(Millis now, Shard& shard, const Placement& before,
@@ -248,9 +289,23 @@ void MetadataShard::MergeRecord(Millis now, Shard& shard, const Place& place,
     for (Copy& copy : record->copies) {
       if (copy.place != place) continue;
       copy.marked = copy.verified = true;
-      return;
+      return NoteVerified(shard, *record);
     }
-    if (entry.version < record->version) return forget(place);
+    if (entry.version < record->version) {
+      const bool ours = record->state != State::kPending || record->doomed ||
+                        std::any_of(record->copies.begin(), record->copies.end(),
+                                    [](const Copy& copy) { return copy.marked; });
+      if (ours || KVC_PLANTED(46)) return forget(place);
+      // Nothing of ours is known to be published, and who was away is back in time with its own.
+      DropTasksOf(TaskKind::kMark, id);
+      for (const Copy& copy : std::exchange(record->copies, {})) forget(copy.place);
+      Weigh(shard, record->facts, entry.facts);
+      record->version = entry.version;
+      record->facts = entry.facts;
+      record->copies.push_back({place, true, true});
+      AnswerCommitters(*record, actions);
+      return Advance(now, shard, *record, actions);
+    }
     for (const Copy& copy : record->copies) {
       if (copy.place.node == place.node && copy.verified && entry.version == record->version) {
         return forget(place);  // twice at one node
@@ -272,8 +327,8 @@ void MetadataShard::MergeRecord(Millis now, Shard& shard, const Place& place,
       UpdateLeaf(shard, *record);
     }
     record->copies.push_back({place, true, true});
-    if (record->doomed) AdvanceRemoval(now, shard, *record, actions);
-    return;
+    if (record->doomed) return AdvanceRemoval(now, shard, *record, actions);
+    return NoteVerified(shard, *record);
   }
   Record& added = AddRecord(shard, entry.facts, entry.version, NextVersion());
   added.pointed = !shard.loaded;  // its shard asks for inventories as ours does
@@ -311,6 +366,7 @@ void MetadataShard::FinishShard(Millis now, Shard& shard, Actions* actions) {
   shard.loaded = true;
   // Who has the record of a child may not know that we loaded anew, and so not ask for its parent.
   for (const auto& [parent, children] : shard.loose) {
+    if (view_.HasAnyAway() && !KVC_PLANTED(44)) break;  // they may wait for who comes back
     for (const auto& [key, edge] : children) {
       if (edge.local || KVC_PLANTED(29)) continue;
       Task& task = EnsureTask({TaskKind::kDoomStray, parent, key, {}, edge.version}, shard.number);
@@ -345,16 +401,24 @@ size_t MetadataShard::StayingCopies(const Record& record) const {
 }
 
 void MetadataShard::NoteRepair(Shard& shard, const Record& record) {
-  if (record.state != State::kVisible || record.doomed || KVC_PLANTED(25)) return;
+  if (record.state != State::kVisible || record.doomed) return;
+  const BlockId& id = record.facts.id;
+  if (IsHidden(record)) {
+    shard.repairs.erase(id);
+    shard.hidden.insert(id);
+    return;
+  }
+  shard.hidden.erase(id);
+  if (KVC_PLANTED(25)) return;
   size_t staying = 0;
   for (const Copy& copy : record.copies) {
     const ClusterNode* node = view_.Find(copy.place.node);
     if (node != nullptr && (TakesBlocks(*node) || KVC_PLANTED(33))) ++staying;
   }
   if (staying < WantedCopies(record)) {
-    shard.repairs.insert(record.facts.id);
+    shard.repairs.insert(id);
   } else {
-    shard.repairs.erase(record.facts.id);
+    shard.repairs.erase(id);
   }
 }
 

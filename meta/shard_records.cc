@@ -43,17 +43,25 @@ void MetadataShard::Advance(Millis now, Shard& shard, Record& record, Actions* a
   if (record.doomed) return AdvanceRemoval(now, shard, record, actions);
   if (record.state != State::kPending || !shard.loaded) return;
   const BlockFacts& facts = record.facts;
+  shard.unsettled.insert(facts.id);
   if (!record.attached) {
     if (facts.ordinal == 0 || (facts.begins_group() && KVC_PLANTED(9))) {
       record.attached = true;
     } else if (!facts.begins_group()) {
       Record* parent = shard.records.Edit(facts.parent_id());
       if (parent == nullptr && !shard.waiting.empty()) return;  // may come yet
+      if (parent == nullptr && view_.HasAnyAway() && !KVC_PLANTED(44)) {
+        shard.unsettled.erase(facts.id);  // likewise; then it, or the next view, calls us
+        return;
+      }
       if (parent == nullptr || parent->doomed) {
         ++totals_.orphans_total;
         return Doom(now, shard, record, actions);
       }
-      if (parent->state != State::kVisible) return;  // it will call us
+      if (parent->state != State::kVisible) {
+        if (WaitsForAway(shard, *parent)) shard.unsettled.erase(facts.id);
+        return;  // it will call us
+      }
       record.attached = true;
     } else {
       Task& task = EnsureTask({TaskKind::kAttach, facts.id, {}, {}, 0}, shard.number);
@@ -85,6 +93,7 @@ void MetadataShard::AskMark(Shard& shard, const Record& record, const Place& pla
 }
 
 void MetadataShard::ForgetStray(Shard& shard, const BlockId& id, const Place& place) {
+  if (!view_.HasNow(place.node)) return;  // it is asked what it has when it comes back
   Task& task =
       EnsureTask({TaskKind::kForgetStray, id, {}, place.node, place.generation}, shard.number);
   task.body = ForgetRequest{id, place.generation};
@@ -112,7 +121,7 @@ void MetadataShard::AnswerCommitters(Record& record, Actions* actions) {
   uint32_t marked = 0;
   for (const Copy& copy : record.copies) {
     if (!copy.marked && !KVC_PLANTED(12)) return;  // still at it
-    ++marked;
+    if (copy.verified || KVC_PLANTED(12)) ++marked;
   }
   for (const Waiter& waiter : record.committers) {
     CommitReply reply{.kept = 0, .copies = marked};
@@ -130,6 +139,9 @@ void MetadataShard::Doom(Millis now, Shard& shard, Record& record, Actions* acti
     record.doomed = true;
     shard.unsettled.insert(record.facts.id);
     shard.repairs.erase(record.facts.id);
+    shard.hidden.erase(record.facts.id);
+    // Who is away is not waited for: what it brings back is looked at then.
+    std::erase_if(record.copies, [&](const Copy& copy) { return !view_.HasNow(copy.place.node); });
     UpdateLeaf(shard, record);
     const BlockId id = record.facts.id;
     DropTask({TaskKind::kAttach, id, {}, {}, 0});
@@ -194,6 +206,7 @@ void MetadataShard::Erase(Millis now, Shard& shard, const BlockId& id, Actions* 
   shard.leaves.erase(id);
   shard.unsettled.erase(id);
   shard.repairs.erase(id);
+  shard.hidden.erase(id);
   leases_.Drop(BlockIdHash()(id));
   for (const uint64_t call : record.droppers) Answer(call, Code::kOk, EmptyReply{}, actions);
   for (const Waiter& waiter : record.committers) {
@@ -355,6 +368,19 @@ void MetadataShard::ReceiveReply(Millis now, uint64_t id, const Reply& reply, Ac
        kind == TaskKind::kForgetStray)) {
     return;  // an inventory that is under way may still have it; so it is asked again after that
   }
+  if (kind == TaskKind::kAttach && reply.code == Code::kNotFound && view_.HasAnyAway() &&
+      !KVC_PLANTED(44)) {
+    Shard* shard = shards_[task.shard].get();
+    const Record* record = shard == nullptr ? nullptr : shard->records.Find(std::get<1>(key));
+    const bool is_published =
+        record != nullptr && std::any_of(record->copies.begin(), record->copies.end(),
+                                         [](const Copy& copy) { return copy.marked; });
+    if (is_published) {
+      // Its parent may be with one that is away.
+      shard->unsettled.erase(record->facts.id);
+      return Postpone(now, tasks_.at(key));
+    }
+  }
   if (kind == TaskKind::kInventory) {
     DropTask(key);
     if (const auto* page = std::get_if<InventoryReply>(&reply.body); page != nullptr) {
@@ -371,6 +397,12 @@ void MetadataShard::ReceiveReply(Millis now, uint64_t id, const Reply& reply, Ac
   } else if (shards_[task.shard] != nullptr) {
     FinishOfRecord(now, key, task, reply, actions);
   }
+}
+
+void MetadataShard::Postpone(Millis now, Task& task) {
+  due_.erase({task.due, task.id});
+  task.due = now + options_.times.retry * (int64_t{1} << std::min<uint32_t>(task.postponed++, 6));
+  due_.emplace(task.due, task.id);
 }
 
 void MetadataShard::FinishGrant(Millis now, const TaskKey& key, const Task& task,
@@ -427,6 +459,7 @@ void MetadataShard::FinishOfRecord(Millis now, const TaskKey& key, const Task& t
         if (copy.place == place) copy.marked = copy.verified = true;
       }
       if (record->state == State::kPending) return Advance(now, shard, *record, actions);
+      NoteVerified(shard, *record);
       return AnswerCommitters(*record, actions);
     case TaskKind::kForget:
       return RemoveCopy(now, shard, *record, place, actions);

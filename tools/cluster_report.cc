@@ -141,7 +141,15 @@ Result<Json> LookAtCluster(const ClusterOptions& options, Millis timeout) {
   transport_options.is_node = false;
   transport_options.tls = options.tls;
   KVC_TRY_ASSIGN(const auto transport, rdma::MakeTcpTransport(transport_options));
-  std::vector<ClusterNode> nodes = etcd.view->nodes;
+  std::vector<ClusterNode> nodes;
+  Json away = Json::array();
+  for (const ClusterNode& node : etcd.view->nodes) {
+    if (IsAway(node)) {
+      away.push_back(node.name);
+    } else {
+      nodes.push_back(node);
+    }
+  }
   std::sort(nodes.begin(), nodes.end(),
             [](const ClusterNode& a, const ClusterNode& b) { return a.name < b.name; });
   const std::vector<Reply> replies = AskNodes(*transport, nodes, timeout);
@@ -151,7 +159,7 @@ Result<Json> LookAtCluster(const ClusterOptions& options, Millis timeout) {
             {"shards", meta::kShardCount}};
   Json list = Json::array();
   uint64_t owned = 0, loading = 0, capacity = 0, used = 0, copies = 0, waiting = 0, silent = 0;
-  uint64_t moving = 0, to_move = 0;
+  uint64_t hidden = 0, moving = 0, to_move = 0;
   for (size_t i = 0; i < nodes.size(); ++i) {
     Json node = NodeJson(nodes[i], etcd, replies[i]);
     if (node["answers"] == true) {
@@ -161,6 +169,7 @@ Result<Json> LookAtCluster(const ClusterOptions& options, Millis timeout) {
       used += CountAt(node, "used_bytes");
       copies += CountAt(node, "copies");
       waiting += CountAt(node, "repairs_waiting");
+      hidden += CountAt(node, "hidden");
       moving += CountAt(node, "moving");
       to_move += CountAt(node, "move_bytes_left");
     } else {
@@ -181,6 +190,8 @@ Result<Json> LookAtCluster(const ClusterOptions& options, Millis timeout) {
   json["used_bytes"] = used;
   json["copies"] = copies;
   json["repairs_waiting"] = waiting;
+  json["away"] = std::move(away);
+  json["hidden"] = hidden;
   json["moving"] = moving;
   json["move_bytes_left"] = to_move;
   json["silent_nodes"] = silent;
@@ -208,6 +219,14 @@ std::string ClusterText(const Json& cluster) {
     text += fmt::format("{:<10} {} blocks move to nodes that have less, about {} to go\n",
                         "balance", CountAt(cluster, "moving"),
                         FormatSizeShort(CountAt(cluster, "move_bytes_left")));
+  }
+  for (const Json& name : cluster.at("away")) {
+    text += fmt::format("{:<10} {} left not long ago, and may come back with its blocks\n", "away",
+                        name.get<std::string>());
+  }
+  if (CountAt(cluster, "hidden") != 0) {
+    text += fmt::format("{:<10} {} blocks wait for who is away\n", "hidden",
+                        CountAt(cluster, "hidden"));
   }
   for (const Json& name : cluster.at("joining")) {
     text += fmt::format("{:<10} {}\n", "joining", name.get<std::string>());

@@ -56,8 +56,11 @@ void RegisterClusterMetrics(meta::Cluster* cluster) {
   using Now = const meta::ClusterStatus&;
   gauge("kvcfs_meta_epoch", "The view of the cluster that this process has; 0: none.",
         [](Now s) { return s.view == nullptr ? 0 : s.view->epoch; });
-  gauge("kvcfs_meta_nodes", "Nodes in that view.",
-        [](Now s) { return s.view == nullptr ? 0 : s.view->nodes.size(); });
+  gauge("kvcfs_meta_nodes", "Nodes in that view.", [](Now s) {
+    return s.view == nullptr ? 0
+                             : std::count_if(s.view->nodes.begin(), s.view->nodes.end(),
+                                             [](const auto& node) { return !IsAway(node); });
+  });
   gauge("kvcfs_meta_etcd_answers", "1 while etcd answers.",
         [](Now s) { return s.etcd.etcd_answers ? 1 : 0; });
   gauge("kvcfs_meta_may_serve", "1 while this node may answer for its shards.",
@@ -70,6 +73,8 @@ void RegisterClusterMetrics(meta::Cluster* cluster) {
         [](Now s) { return s.repairs_waiting; });
   total("kvcfs_meta_repaired_total", "Copies that were made anew.",
         [](Now s) { return s.repaired_total; });
+  gauge("kvcfs_meta_hidden", "Blocks of these shards that only holders have which are away.",
+        [](Now s) { return s.hidden; });
   gauge("kvcfs_meta_moving", "Copies that move to holders which have less, now.",
         [](Now s) { return s.moving; });
   gauge("kvcfs_meta_move_left_bytes", "About so many bytes are to move.",

@@ -56,7 +56,8 @@ nlohmann::ordered_json ClusterStats(meta::Cluster& cluster) {
                              {"address", node.address},
                              {"metadata", (node.roles & meta::kRoleMetadata) != 0},
                              {"blocks", (node.roles & meta::kRoleBlocks) != 0},
-                             {"draining", (node.roles & meta::kRoleDraining) != 0}});
+                             {"draining", (node.roles & meta::kRoleDraining) != 0},
+                             {"away", IsAway(node)}});
   }
   return json;
 }

@@ -72,7 +72,7 @@ std::string ClusterText(const Json& stats) {
   const Json* nodes = FindAt(stats, "cluster/nodes");
   for (const Json& node : nodes != nullptr && nodes->is_array() ? *nodes : Json::array()) {
     std::string roles;
-    for (const char* role : {"metadata", "blocks", "draining"}) {
+    for (const char* role : {"metadata", "blocks", "draining", "away"}) {
       const Json* is_so = FindAt(node, role);
       if (is_so == nullptr || *is_so != Json(true)) continue;
       roles += (roles.empty() ? "" : ", ") + std::string(role);

@@ -257,6 +257,24 @@ TEST_F(ServeTest, ARestartBringsBackWhatWasPublished) {
   EXPECT_TRUE(all_there(2));
 }
 
+TEST_F(ServeTest, AServerThatComesBackHasWhatItHadAndSoHaveTheOthers) {
+  StartThree();
+  meta::Cluster& client = Client();
+  constexpr uint64_t kBlocks = 30;
+  for (uint64_t chain = 1; chain <= 3; ++chain) Publish(client, chain, kBlocks, 1);
+  ASSERT_GT(NodeIn(Status(), "n1").value("copies", 0u), 0u);
+  EXPECT_EQ(servers_[0]->Stop(), 0);
+  EXPECT_TRUE(Eventually([&] {
+    const Json status = Status();
+    return status.value("whole", false) && status["away"] == Json::array({"n1"});
+  })) << Status().dump(2);
+  ASSERT_TRUE(servers_[0]->StartAndAwait()) << servers_[0]->LogTail();
+  for (uint64_t chain = 1; chain <= 3; ++chain) {
+    EXPECT_TRUE(Eventually([&] { return Read(client, chain, kBlocks) == kBlocks; })) << chain;
+  }
+  EXPECT_EQ(Status()["away"], Json::array());
+}
+
 TEST_F(ServeTest, WhereTheNamespaceWantsItWhatWasPublishedSurvivesTheMachine) {
   TestServer& server = Add("alone");
   ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();

@@ -57,7 +57,7 @@ void Model::Freed(const NodeId& node, const BlockId& id, uint64_t generation) {
   const auto acked = acked_.find(id.key);
   if (acked != acked_.end() && acked->second.copies >= copies_kept &&
       block.copies.size() + block.ghosts.size() < copies_kept &&
-      block.dropped + kAftermath < now_) {
+      !DroppedSince(id.key, acked->second.when)) {
     Violate(fmt::format("copies: {} of {} are left of the acknowledged {}", block.copies.size(),
                         copies_kept, Name(id.key)));
   }

@@ -50,6 +50,10 @@ constexpr Planted kPlanted[] = {
     {40, "shard: an inventory brings back what was forgotten while it was under way"},
     {41, "shard: a late Unpoint removes a newer pointer"},
     {42, "shard: pointers are not loaded"},
+    {43, "shard: what a holder had goes with it at once"},
+    {44, "shard: what extends blocks of a holder that is away goes"},
+    {45, "shard: blocks of a holder that is away are still found"},
+    {46, "shard: a commit takes the place of what came back before it was published"},
 };
 
 }  // namespace

@@ -500,9 +500,22 @@ void World::EtcdTick() {
     const auto roles = static_cast<uint8_t>(registration.roles | drains);
     view.nodes.push_back({id, registration.incarnation, roles, ""});
   }
+  std::map<NodeId, Millis> away_since;
+  for (meta::ClusterNode node : views_.back().nodes) {
+    if (registered_.contains(node.id) || !(IsAway(node) || TakesBlocks(node))) continue;
+    const auto known = away_since_.find(node.id);
+    away_since[node.id] = known == away_since_.end() ? now_ : known->second;
+    if (now_ >= away_since[node.id] + away_) continue;
+    node.roles = meta::kRoleAway;
+    view.nodes.push_back(node);
+  }
+  away_since_ = std::move(away_since);
+  std::sort(view.nodes.begin(), view.nodes.end(),
+            [](const auto& a, const auto& b) { return a.id < b.id; });
   if (view.nodes == views_.back().nodes) return;
   for (const meta::ClusterNode& node : views_.back().nodes) {
-    if (!view.Has(node.id, node.incarnation) && (node.roles & meta::kRoleBlocks) != 0) {
+    const bool stays = view.Has(node.id, node.incarnation) && view.HasNow(node.id);
+    if (!stays && (node.roles & (meta::kRoleBlocks | meta::kRoleAway)) != 0) {
       model_.NodeAway(node.id);
     }
   }
@@ -527,7 +540,7 @@ void World::ForgetGhosts() {
     // It may have started since then without having been noticed.
     const auto has = [&id = id, last = incarnation](const meta::ClusterView& view) {
       const meta::ClusterNode* node = view.Find(id);
-      return node != nullptr && node->incarnation <= last;
+      return node != nullptr && !IsAway(*node) && node->incarnation <= last;
     };
     const bool known = std::any_of(nodes_.begin(), nodes_.end(), [&](const Node& node) {
       return node.metadata != nullptr && CouldServe(node) && has(views_[node.metadata->epoch()]);
@@ -581,7 +594,9 @@ void World::CheckMark(const Node& holder, size_t owner, const Request& request,
 std::string World::Run() {
   evicting_ = random_.Chance(0.5);
   slots_per_node_ = evicting_ ? 10 + random_.Below(8) : kSlotsMax;
-  replicas_ = evicting_ ? static_cast<uint8_t>(1 + random_.Below(2)) : 2;
+  keeps_ = !evicting_ && random_.Chance(0.5);
+  replicas_ = evicting_ ? static_cast<uint8_t>(1 + random_.Below(2)) : keeps_ ? 1 : 2;
+  away_ = keeps_ ? Millis(10'000) : Millis(static_cast<int64_t>(random_.Below(6000)));
   lease_chance_ = random_.Chance(0.4) ? 0.1 : 0.7;
   if (!evicting_) model_.copies_kept = replicas_;
   views_.push_back({});
@@ -599,7 +614,7 @@ std::string World::Run() {
       nodes_[i].metadata->VisitRecords(
           [&](uint32_t, const meta::MetadataShard::RecordState& record) {
             found = found || (record.facts->parent == id.key && record.visible && !record.doomed &&
-                              record.settled);
+                              record.settled && !record.marked.empty());
           });
     }
     return found;

@@ -175,6 +175,7 @@ class World {
   std::vector<meta::ClusterView> views_;  // by epoch
   std::map<NodeId, Registration> registered_;
   std::set<NodeId> draining_;  // as an operator wants
+  std::map<NodeId, Millis> away_since_;
   uint64_t next_incarnation_ = 1;
   std::map<uint64_t, Asked> asked_;  // by call, at the server
   uint64_t next_call_ = 1;
@@ -188,6 +189,8 @@ class World {
   std::map<NodeId, uint64_t> ghost_incarnations_;
 
   bool evicting_ = false;  // small stores; else nothing may be lost
+  bool keeps_ = false;     // then: one copy, which comes back with its holder
+  Millis away_{4000};      // so long it is waited for
   uint8_t replicas_ = 1;
   size_t slots_per_node_ = 64;
   double lease_chance_ = 0.7;  // of a match

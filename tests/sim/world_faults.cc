@@ -99,6 +99,7 @@ void World::Partition(const std::set<size_t>& side, bool with_etcd, Millis lengt
 }
 
 bool World::Calm() const {
+  if (views_.back().HasAnyAway()) return false;
   if (partitioned_ || now_ < last_block_fault_ + Millis(1000)) return false;
   for (const Node& node : nodes_) {
     if (!Awake(node) || !node.etcd) return false;
@@ -161,7 +162,7 @@ void World::NextFault() {
     case 8:
       if (!block_may || !nodes_[block].up) return;
       last_block_fault_ = now_ + length;
-      return Crash(nodes_[block], random_.Chance(0.4), length);
+      return Crash(nodes_[block], !keeps_ && random_.Chance(0.4), length);
     default:
       // etcd itself.
       if (!partitioned_ && (evicting_ || Calm())) {
@@ -189,7 +190,7 @@ void World::Heal() {
 
 // In quiet times, and at the end: each visible block has its parent.
 void World::CheckClosure(bool at_end) {
-  if (!at_end && now_ < last_change_ + Millis(4000)) return;
+  if (!at_end && (now_ < last_change_ + Millis(4000) || views_.back().HasAnyAway())) return;
   std::set<BlockKey> there;
   std::vector<BlockFacts> visible;
   for (size_t i = 0; i < kMetadataNodes; ++i) {

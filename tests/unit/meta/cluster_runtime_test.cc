@@ -3,6 +3,7 @@
 // decides nothing.
 #include "meta/cluster_runtime.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -91,6 +92,7 @@ class ClusterRuntimeTest : public EtcdFixture {
     options.start_timeout = kLong;
     options.takeover = Millis(2000);
     options.times = times_;
+    options.away = away_;
     return std::make_unique<ClusterRuntime>(options, MakeTransport(id, options.name, roles != 0),
                                             &clock_);
   }
@@ -119,7 +121,12 @@ class ClusterRuntimeTest : public EtcdFixture {
       for (const auto& node : nodes_) {
         if (node->runtime == nullptr) continue;
         const ClusterStatus status = node->runtime->Describe();
-        if (status.view == nullptr || status.view->nodes.size() != nodes) return false;
+        if (status.view == nullptr ||
+            nodes != static_cast<size_t>(
+                         std::count_if(status.view->nodes.begin(), status.view->nodes.end(),
+                                       [](const ClusterNode& each) { return !IsAway(each); }))) {
+          return false;
+        }
         if (status.shards_loading != 0) return false;
         shards += status.shards;
       }
@@ -180,6 +187,7 @@ class ClusterRuntimeTest : public EtcdFixture {
   SystemClock clock_;
   // A loaded machine, or a sanitized program, is slow to answer.
   ClusterTimes times_{.call = Millis(2000)};
+  Millis away_{600'000};
   std::vector<std::unique_ptr<Node>> nodes_;
 };
 
@@ -390,17 +398,35 @@ TEST_F(ClusterRuntimeTest, ANodeThatComesBackHasItsBlocks) {
   Node& mount = Started(11, 0);
   ASSERT_TRUE(Settled(2));
   PublishChain(b, 1, 9);
+  // And what extends it, at another.
+  const BlockKey tip = Key(1, 9);
+  ASSERT_TRUE(Publish(a, {kSpace, tip}, Key(1, 8), BytesOf(tip, 1009)).ok());
+  ASSERT_EQ(ReadChain(mount, 1, 10), 10u);
   b->Stop();
   b.runtime.reset();
   EXPECT_TRUE(Eventually([&] {
     const auto match = mount->Match(kSpace, Keys(1, 9), false, Millis(2000));
     return match.ok() && match->blocks.empty();
   })) << "nobody has them";
-  EXPECT_TRUE(Eventually([&] { return a->Describe().records == 0; }));
+  EXPECT_TRUE(a.copies.Has({kSpace, tip})) << "its parent may come back";
   b.runtime = Make(2, kBoth);
   b.copies.RestoreInto(*b);
   Begin(b);
-  EXPECT_TRUE(Eventually([&] { return ReadChain(mount, 1, 9) == 9; }));
+  EXPECT_TRUE(Eventually([&] { return ReadChain(mount, 1, 10) == 10; }));
+}
+
+TEST_F(ClusterRuntimeTest, ANodeThatStaysAwayTakesItsBlocksAlong) {
+  away_ = Millis(1000);
+  Node& a = Started(1, kBoth);
+  Node& b = Started(2, kBoth);
+  ASSERT_TRUE(Settled(2));
+  PublishChain(b, 1, 9);
+  const BlockKey tip = Key(1, 9);
+  ASSERT_TRUE(Publish(a, {kSpace, tip}, Key(1, 8), BytesOf(tip, 1009)).ok());
+  b->Stop();
+  b.runtime.reset();
+  EXPECT_TRUE(Eventually([&] { return a->Describe().records == 0; }));
+  EXPECT_TRUE(Eventually([&] { return a.copies.size() == 0; })) << "what extended them, too";
 }
 
 TEST_F(ClusterRuntimeTest, AHolderThatJoinsIsGivenItsPart) {

@@ -1,6 +1,7 @@
 // Several memberships in one process, on a real etcd of the test's own.
 #include "meta/membership.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <functional>
@@ -27,7 +28,7 @@ ClusterNode Node(uint64_t id, uint8_t roles = kRoleMetadata | kRoleBlocks) {
 TEST(ClusterViewText, ComesBackAsItWent) {
   ClusterView view;
   view.epoch = uint64_t{1} << 60;
-  view.nodes = {Node(3), Node(9, kRoleBlocks | kRoleDraining)};
+  view.nodes = {Node(3), Node(9, kRoleBlocks | kRoleDraining), Node(11, kRoleAway)};
   view.nodes[0].incarnation = ~uint64_t{0};
   view.nodes[1].capacity_bytes = uint64_t{1} << 50;
   const auto back = DecodeView(EncodeView(view));
@@ -51,11 +52,12 @@ TEST(ClusterViewText, WhatIsNoViewIsRefused) {
 
 class MembershipTest : public EtcdFixture {
  protected:
-  std::unique_ptr<Membership> Make(Millis takeover = Millis(500)) {
+  std::unique_ptr<Membership> Make(Millis takeover = Millis(500), Millis away = Millis(600'000)) {
     MembershipOptions options;
     options.lease = std::chrono::seconds(2);
     options.start_timeout = Millis(20000);
     options.takeover = takeover;
+    options.away = away;
     return std::make_unique<Membership>(options, Client(), &clock_);
   }
   std::unique_ptr<Membership> Started(std::optional<ClusterNode> self,
@@ -72,9 +74,13 @@ class MembershipTest : public EtcdFixture {
     }
     return false;
   }
-  static size_t NodesOf(const Membership& member) {
+  // Those that are here, or those that are away.
+  static size_t NodesOf(const Membership& member, bool away = false) {
     const auto view = member.view();
-    return view == nullptr ? 0 : view->nodes.size();
+    if (view == nullptr) return 0;
+    return static_cast<size_t>(
+        std::count_if(view->nodes.begin(), view->nodes.end(),
+                      [&](const ClusterNode& node) { return IsAway(node) == away; }));
   }
 
   SystemClock clock_;
@@ -102,6 +108,33 @@ TEST_F(MembershipTest, WhoLeavesIsGoneAtOnceAndWhoComesBackIsAnother) {
   b = Started(Node(2));
   EXPECT_NE(b->view()->Find({1, 2})->incarnation, before);
   EXPECT_GE(b->view()->epoch, 4u);
+}
+
+TEST_F(MembershipTest, AHolderThatLeavesIsAwayForAWhile) {
+  const auto a = Make(Millis(500), Millis(1500));
+  ASSERT_TRUE(a->Start(Node(1), {}).ok());
+  auto b = Started(Node(2));
+  const auto metadata = Started(Node(3, kRoleMetadata));
+  const auto drained = Started(Node(4));
+  ASSERT_TRUE(a->SetDraining("n4", true).ok());
+  EXPECT_TRUE(Eventually([&] {
+    const auto view = a->view();
+    const ClusterNode* node = view->Find({1, 4});
+    return node != nullptr && (node->roles & kRoleDraining) != 0;
+  }));
+  // Neither who has no blocks nor who was drained is waited for.
+  metadata->Stop();
+  drained->Stop();
+  EXPECT_TRUE(Eventually([&] { return NodesOf(*a) == 2; }));
+  EXPECT_EQ(NodesOf(*a, true), 0u);
+  b->Stop();
+  EXPECT_TRUE(Eventually([&] { return NodesOf(*a, true) == 1; }));
+  EXPECT_FALSE(a->view()->HasNow({1, 2}));
+  EXPECT_EQ(a->view()->Find({1, 2})->roles, kRoleAway);
+  b = Started(Node(2));
+  EXPECT_TRUE(Eventually([&] { return NodesOf(*a) == 2 && NodesOf(*a, true) == 0; }));
+  b->Stop();
+  EXPECT_TRUE(Eventually([&] { return a->view()->nodes.size() == 1; })) << "not for ever";
 }
 
 TEST_F(MembershipTest, EpochsOnlyGrowForEverybody) {

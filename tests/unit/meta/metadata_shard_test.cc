@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -288,6 +289,164 @@ TEST(MetadataShardTest, BytesOfANamespaceCountEachBlockOnce) {
   EXPECT_EQ(cluster.Drop(keys[0]).code, Code::kOk);
   cluster.Advance(Millis(1000));
   EXPECT_EQ(bytes(), 0u);
+}
+
+// Three holders, chains over all of them with one copy a block, and one holder goes.
+class AwayTest : public testing::Test {
+ protected:
+  static constexpr size_t kHolder = 2, kBlocks = 20;
+  void SetUp() override {
+    keys_ = cluster_.PublishChain(kBlocks);
+    ASSERT_EQ(keys_.size(), kBlocks);
+    had_ = Node().store.marked;
+    ASSERT_FALSE(had_.empty());
+    ASSERT_LT(had_.size(), kBlocks);
+    while (!Had(first_)) ++first_;
+  }
+  SmallCluster::Node& Node() { return *cluster_.nodes[kHolder]; }
+  ClusterNode& InView() {
+    for (ClusterNode& node : cluster_.view.nodes) {
+      if (node.id == Node().id) return node;
+    }
+    return cluster_.view.nodes[0];
+  }
+  bool Had(size_t i) const {
+    return std::any_of(had_.begin(), had_.end(), [&](const auto& copy) {
+      return copy.first.first == BlockId{kTestSpace, keys_[i]};
+    });
+  }
+  void Leave() {
+    Node().up = false;
+    InView().roles = kRoleAway;
+    cluster_.GiveView();
+    cluster_.Advance(Millis(1000));
+  }
+  void Return() {
+    Node().up = true;
+    InView().roles = kRoleBlocks;
+    ++InView().incarnation;
+    cluster_.GiveView();
+    cluster_.Advance(Millis(1000));
+  }
+  // From the tip on, everything that is left goes when it is asked for a few times.
+  void ReleaseAll() {
+    for (int round = 0; round < 60; ++round) {
+      for (size_t i : {3, 4}) {
+        for (const auto& [copy, version] : std::map(cluster_.nodes[i]->store.marked)) {
+          cluster_.nodes[i]->holder->WantRelease(cluster_.now, copy.first, copy.second);
+        }
+      }
+      cluster_.Advance(Millis(1500));
+    }
+  }
+  uint64_t Hidden() const {
+    uint64_t hidden = 0;
+    for (size_t i = 0; i < 2; ++i) hidden += cluster_.nodes[i]->metadata->Count().hidden;
+    return hidden;
+  }
+  SmallCluster cluster_{2, 3};
+  std::vector<BlockKey> keys_;
+  std::map<std::pair<BlockId, uint64_t>, uint64_t> had_;
+  size_t first_ = 0;  // the first block that goes
+};
+
+TEST_F(AwayTest, WhatAHolderHadIsAMissUntilItIsBackAndSoIsWhatExtendsIt) {
+  // Also what is remembered of earlier answers.
+  EXPECT_EQ(cluster_.Match(keys_).blocks.size(), kBlocks);
+  Leave();
+  EXPECT_EQ(cluster_.Match(keys_).blocks.size(), first_);
+  EXPECT_EQ(Hidden(), had_.size());
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(cluster_.nodes[i]->metadata->Count().repairs_waiting, 0u);
+  }
+  // Nothing is created behind what is not there.
+  EXPECT_EQ(cluster_.Create(ChainKey(keys_[first_], 77), keys_[first_]).code, Code::kNotFound);
+  Return();
+  EXPECT_EQ(cluster_.Match(keys_).blocks.size(), kBlocks);
+  EXPECT_EQ(Hidden(), 0u);
+}
+
+TEST_F(AwayTest, AlsoWhenTheShardsChangeHandsMeanwhile) {
+  Leave();
+  // Both metadata nodes begin anew: nobody knows of what is away but by what extends it.
+  for (int i = 0; i < 2; ++i) {
+    cluster_.view.epoch += 2;
+    cluster_.GiveView();
+    cluster_.Advance(Millis(8000));
+  }
+  EXPECT_EQ(cluster_.Match(keys_).blocks.size(), first_);
+  Return();
+  cluster_.Advance(Millis(8000));
+  EXPECT_EQ(cluster_.Match(keys_).blocks.size(), kBlocks);
+}
+
+TEST_F(AwayTest, WhenItsTimeIsOverItIsGoneAndNothingExtendsIt) {
+  Leave();
+  std::erase_if(cluster_.view.nodes, [&](const ClusterNode& node) { return IsAway(node); });
+  cluster_.GiveView();
+  cluster_.Advance(Millis(8000));
+  EXPECT_EQ(cluster_.Match(keys_).blocks.size(), first_);
+  EXPECT_EQ(Hidden(), 0u);
+  EXPECT_EQ(cluster_.nodes[3]->store.marked.size() + cluster_.nodes[4]->store.marked.size(),
+            first_);
+}
+
+TEST_F(AwayTest, AfterAChangeOfHandsToo) {
+  Leave();
+  cluster_.view.epoch += 2;
+  cluster_.GiveView();
+  cluster_.Advance(Millis(8000));
+  std::erase_if(cluster_.view.nodes, [&](const ClusterNode& node) { return IsAway(node); });
+  cluster_.GiveView();
+  cluster_.Advance(Millis(8000));
+  EXPECT_EQ(cluster_.nodes[3]->store.marked.size() + cluster_.nodes[4]->store.marked.size(),
+            first_);
+}
+
+TEST_F(AwayTest, WhatIsWrittenAnewMeanwhileIsThereWithAllThatExtendsIt) {
+  Leave();
+  size_t written = 0;
+  for (size_t i = 0; i < kBlocks; ++i) {
+    if (!Had(i)) continue;
+    const Outcome created = cluster_.Create(keys_[i], i == 0 ? BlockKey{} : keys_[i - 1]);
+    ASSERT_EQ(created.code, Code::kOk) << i;
+    // The same bytes, or others.
+    ASSERT_EQ(cluster_.Publish(created.facts, ++written % 2 == 0 ? 77 : 78, 1).code, Code::kOk);
+  }
+  EXPECT_EQ(cluster_.Match(keys_).blocks.size(), kBlocks);
+  EXPECT_EQ(Hidden(), 0u);
+  Return();
+  const auto found = cluster_.Match(keys_).blocks;
+  ASSERT_EQ(found.size(), kBlocks);
+  EXPECT_EQ(found[first_].crc32c, 78u) << "the later version";
+  EXPECT_EQ(Node().store.marked.size(), written / 2) << "those with the same bytes";
+}
+
+TEST_F(AwayTest, ADropDoesNotWaitForWhoIsAway) {
+  Leave();
+  EXPECT_EQ(cluster_.Drop(keys_[first_]).code, Code::kOk);
+  EXPECT_EQ(Hidden(), 0u);
+  Return();
+  cluster_.Advance(Millis(8000));
+  const size_t left = cluster_.Match(keys_).blocks.size();
+  EXPECT_TRUE(left >= first_ && left < kBlocks) << left;
+}
+
+TEST_F(AwayTest, WhoNeedsThePlaceNeedNotWait) {
+  Leave();
+  ReleaseAll();
+  EXPECT_TRUE(cluster_.nodes[3]->store.marked.empty());
+  EXPECT_TRUE(cluster_.nodes[4]->store.marked.empty());
+}
+
+TEST_F(AwayTest, NorWhereTheShardsChangedHandsMeanwhile) {
+  Leave();
+  cluster_.view.epoch += 2;
+  cluster_.GiveView();
+  cluster_.Advance(Millis(8000));
+  ReleaseAll();
+  EXPECT_TRUE(cluster_.nodes[3]->store.marked.empty());
+  EXPECT_TRUE(cluster_.nodes[4]->store.marked.empty());
 }
 
 TEST(MetadataShardTest, LeavesAreListedInPages) {
