@@ -425,22 +425,19 @@ Status TcpConnection::TakeHello(std::span<const std::byte> head) {
       status = Error{Code::kDenied,
                      fmt::format("role: '{}' serves with a client's certificate", hello.name)};
     } else {
+      valid_until_ = tls_->ValidUntil();
       identity.all_namespaces = shown->all_namespaces;
       identity.namespaces = std::move(shown->namespaces);
     }
   }
+  peer_name_ = hello.name;
   if (status.ok()) {
     hello_seen_ = true;
     if (server_) bulk_ = hello.bulk;
     multishot_ = !bulk_;
     status = OnHello(hello, std::move(identity));
   }
-  if (!status.ok()) {
-    shared_->counters.refused.fetch_add(1, std::memory_order_relaxed);
-    KVC_LOG(Warn, "a peer is refused", "peer={} name={} reason={}", LogValue(peer_text_),
-            LogValue(hello.name), LogValue(status.error().text));
-    Refuse(status.error());
-  }
+  if (!status.ok()) Refuse(status.error());
   return {};
 }
 
@@ -459,6 +456,9 @@ bool TcpConnection::DropBulkOf(uint64_t id) {
 // ---- life
 
 void TcpConnection::Refuse(const Error& why) {
+  shared_->counters.refused.fetch_add(1, std::memory_order_relaxed);
+  KVC_LOG(Warn, "a peer is refused", "peer={} name={} reason={}", LogValue(peer_text_),
+          LogValue(peer_name_), LogValue(why.text));
   why_ = why;
   goodbye_ = true;
   Enqueue(MakeGoodbye(why));
@@ -469,6 +469,9 @@ void TcpConnection::CheckAlive(Millis now) {
   const Millis heartbeat = shared_->options.heartbeat;
   check_at_ = now + heartbeat;
   if (goodbye_) return Close(why_);
+  if (hello_seen_ && shared_->WallSeconds() > valid_until_) {
+    return Refuse({Code::kDenied, fmt::format("the certificate of '{}' has expired", peer_name_)});
+  }
   tcp_info info{};
   socklen_t bytes = sizeof(info);
   if (::getsockopt(fd_.get(), IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0) return;

@@ -46,10 +46,14 @@ struct TcpShared {
     std::atomic<uint64_t> calls{0}, reads{0}, writes{0}, messages_sent{0}, bytes_sent{0};
     std::atomic<uint64_t> bytes_received{0}, timeouts{0}, refused{0}, reconnects{0}, hostile{0};
   } counters;
+  const SystemClock system_clock{};
   std::atomic<uint64_t> serving_bytes{0};  // memory for bulk of requests
   std::atomic<uint32_t> accepted{0};       // connections
 
   Hello OwnHello(bool bulk) const;
+  int64_t WallSeconds() const {
+    return (options.clock != nullptr ? options.clock : &system_clock)->WallNanos() / 1'000'000'000;
+  }
   FrameLimits Limits() const {
     return {.head_bytes_max = options.frame_bytes_max, .bulk_bytes_max = options.bulk_bytes_max};
   }
@@ -85,9 +89,9 @@ class TcpConnection : public LoopMember,
  protected:
   // A connected socket: says HELLO, and begins to receive.
   void Begin(Fd fd);
-  // The other side's HELLO fits ours and its certificate.
-  // Says why, and ends.
+  // Says why, here and to the other side, and ends.
   void Refuse(const Error& why);
+  // The other side's HELLO fits ours and its certificate.
   virtual Status OnHello(const Hello& hello, PeerIdentity identity) = 0;
   // Any other frame but PING, PONG, GOODBYE.
   virtual Status OnRequest(const FrameHeader& header, Bytes head, std::span<std::byte> bulk) = 0;
@@ -138,7 +142,6 @@ class TcpConnection : public LoopMember,
   // Calls what the frames want called: here on the loop's thread, there otherwise.
   void Release(std::vector<Outgoing> gone);
   void CheckAlive(Millis now);
-  // Says why, lets that be sent, and ends.
 
   static constexpr size_t kPieces = 64;             // iovecs of one send
   static constexpr size_t kLookahead = 16 << 10;    // a receive that may hold a bulk's beginning
@@ -153,6 +156,7 @@ class TcpConnection : public LoopMember,
 
   FrameParser parser_;
   bool hello_seen_ = false;
+  std::string peer_name_;  // by its HELLO
   bool multishot_ = false;
   bool receiving_direct_ = false;
   bool drop_bulk_ = false;
@@ -182,6 +186,7 @@ class TcpConnection : public LoopMember,
   std::atomic<bool> goodbye_{false};  // no more than that is said; then it ends
   Error why_;
   Millis began_{0}, check_at_{0};
+  int64_t valid_until_ = INT64_MAX;  // of the other side's certificate, in seconds since 1970
   int silent_checks_ = 0;  // not milliseconds: a thread that comes late is no proof of silence
   uint64_t received_ = 0, acknowledged_ = 0;  // by the kernel, at the last check
 };

@@ -1,6 +1,7 @@
 #include "rdma/tls.h"
 
 #include <algorithm>
+#include <ctime>
 
 #include <fmt/format.h>
 #include <openssl/err.h>
@@ -172,6 +173,15 @@ Result<PeerIdentity> TlsSession::Identity() const {
   X509* certificate = SSL_get0_peer_certificate(ssl_);
   if (certificate == nullptr) return Error{Code::kDenied, "the peer showed no certificate"};
   return IdentityOf(certificate);
+}
+
+int64_t TlsSession::ValidUntil() const {
+  X509* certificate = SSL_get0_peer_certificate(ssl_);
+  tm time{};
+  if (certificate == nullptr || ASN1_TIME_to_tm(X509_get0_notAfter(certificate), &time) != 1) {
+    return 0;
+  }
+  return ::timegm(&time);
 }
 
 Result<PeerIdentity> TlsContext::Identity() const {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -57,6 +58,8 @@ class TlsSession {
   bool ready() const { return ready_; }
   // Of the other side's certificate; after the handshake.
   Result<PeerIdentity> Identity() const;
+  // Likewise: seconds since 1970.
+  int64_t ValidUntil() const;
 
  private:
   friend class TlsContext;

@@ -2,7 +2,7 @@
 //
 // A new connection uses what the files hold then. What cannot be used, because one of them is half
 // written, say, is logged once, and what was read before stays in use. Connections that stand keep
-// what they began with.
+// what they began with, until the other side's certificate expires.
 // Threads: any.   Fails: Open as TlsContext::Make.
 #pragma once
 

@@ -219,7 +219,8 @@ struct TransportOptions {
   uint32_t connections_max = 16'384;         // accepted ones; who comes then is closed
   uint32_t receives = 512;  // verbs: of messages, 16 KiB each, a device, for all peers (its shared
                             // receive queue); 0: 32 of its own for each peer
-  Millis heartbeat{500};    // silence of 4 of them: the connection is dead
+  const Clock* clock = nullptr;  // says when certificates expire; null: the system's
+  Millis heartbeat{500};         // silence of 4 of them: the connection is dead
 };
 
 }  // namespace kvcfs::rdma

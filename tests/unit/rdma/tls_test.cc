@@ -182,6 +182,38 @@ TEST_F(TlsTest, WhatHasExpiredIsRefused) {
   EXPECT_NE(ToText(reply.head).find("expired"), std::string::npos) << ToText(reply.head);
 }
 
+// A clock that is set forward.
+class LateClock final : public Clock {
+ public:
+  Millis Monotonic() const override { return system_.Monotonic(); }
+  int64_t WallNanos() const override { return system_.WallNanos() + late_nanos; }
+  std::atomic<int64_t> late_nanos{0};
+
+ private:
+  SystemClock system_;
+};
+
+TEST_F(TlsTest, WhatExpiresWhileItIsConnectedIsRefused) {
+  LateClock clock;
+  for (const bool serving : {true, false}) {
+    SCOPED_TRACE(serving ? "the server sees it" : "the client sees it");
+    TransportOptions server = OptionsOf("n1", 1), client = OptionsOf("n2", 2);
+    server.heartbeat = client.heartbeat = Millis(100);
+    (serving ? server : client).clock = &clock;
+    Serve(server);
+    Ask(client);
+    ASSERT_TRUE(Eventually([&] { return AskAgain().code == Code::kOk; }));
+    Transport& judge = serving ? *server_ : *client_;
+    EXPECT_EQ(judge.Stats().refused, 0u);
+    clock.late_nanos = 31LL * 24 * 3600 * 1'000'000'000;  // they are valid for 30 days
+    EXPECT_TRUE(Eventually([&] { return judge.Stats().refused != 0; }));
+    clock.late_nanos = 0;
+    EXPECT_TRUE(Eventually([&] { return AskAgain().code == Code::kOk; }));
+    client_.reset();
+    server_.reset();
+  }
+}
+
 TEST_F(TlsTest, WithoutACertificateNothing) {
   Serve(OptionsOf("n1", 1));
   TransportOptions plain = OptionsOf("n2", 2);
