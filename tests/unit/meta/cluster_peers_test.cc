@@ -52,8 +52,12 @@ TEST(ClusterPeers, WhoLeftTheViewIsRevokedUntilItIsBack) {
   peers.SetView(view(4, {1, 2}));
   EXPECT_EQ(asks(*second), Code::kOk);
   EXPECT_EQ(asks(*third), Code::kUnavailable);
+  ClusterView away = view(5, {1, 2});
+  away.nodes[1].roles = kRoleAway;
+  peers.SetView(away);
+  EXPECT_EQ(asks(*second), Code::kUnavailable);
   // Own absence, when the own lease ran out.
-  peers.SetView(view(5, {2}));
+  peers.SetView(view(6, {2}));
   EXPECT_EQ(asks(*own), Code::kOk);
   peers.Clear();
 }
