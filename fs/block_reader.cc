@@ -108,7 +108,7 @@ Result<SlotId> BlockStore::PinCopy(NamespaceId ns, const BlockKey& key, bool* fr
       crc = told->second.crc32c;
     }
   }
-  const Result<SlotId> slot = parts_.copies->PinSlot(id, length, crc, false);
+  Result<SlotId> slot = parts_.copies->PinSlot(id, length, crc, false);
   if (slot.code() != Code::kBusy) return slot;
   AboutToBlock();
   *from_nvme = true;

@@ -65,12 +65,12 @@ FsResult<std::optional<LocalFile>> TieredFileTree::Find(Ino parent, const std::s
 NodeRef TieredFileTree::SharedNode(Ino root, const meta::FileId& id) {
   const FsResult<std::optional<Ino>> ino = store_.FindShared(root, id);
   if (!ino || !*ino) return nullptr;
-  FsResult<NodeRef> node = table_.Find(**ino);
-  if (!node || *node == nullptr) return nullptr;
-  MutexLock lock((*node)->attr);
-  const InodeRecord& record = (*node)->record;
-  const bool is_it = !(*node)->gone && record.nlink > 0 && record.shared.id == id;
-  return is_it ? *node : nullptr;
+  const FsResult<NodeRef> found = table_.Find(**ino);
+  if (!found || *found == nullptr) return nullptr;
+  const NodeRef& node = *found;
+  MutexLock lock(node->attr);
+  const bool is_it = !node->gone && node->record.nlink > 0 && node->record.shared.id == id;
+  return is_it ? node : nullptr;
 }
 
 // ---- taking over

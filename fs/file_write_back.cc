@@ -155,7 +155,7 @@ Status FileWriteBack::StartCopy(const NodeRef& node, const std::shared_ptr<Copy>
                               const iouring::EntryMeta& entry) {
     Finish(*copy, std::move(place), entry.length);
   };
-  const Status queued = AppendWhenThereIsRoom(*parts_.segments, request);
+  Status queued = AppendWhenThereIsRoom(*parts_.segments, request);
   if (!queued.ok()) {
     {
       MutexLock lock(node->attr);

@@ -291,7 +291,7 @@ TEST_F(ClusterBlockStoreTest, SettingsAreJsonThatMayBeWrong) {
 TEST_F(ClusterBlockStoreTest, WhatOneHostWritesTheOtherMatchesAndReads) {
   const auto keys = a_->PutChain(20, 1);
   for (const BlockKey& key : keys) {
-    EXPECT_EQ(cluster_.BytesOf(a_->Id(key)), BytesOf(key));
+    EXPECT_EQ(cluster_.BytesHeld(a_->Id(key)), BytesOf(key));
     EXPECT_EQ(cluster_.FactsOf(a_->Id(key)).replicas, 2);
   }
   EXPECT_EQ(b_->Match(keys), 20u);

@@ -61,7 +61,7 @@ class FakeCluster final : public meta::Cluster {
     MutexLock lock(mutex_);
     return blocks_.contains(id);
   }
-  std::string BytesOf(const meta::BlockId& id) {
+  std::string BytesHeld(const meta::BlockId& id) {
     MutexLock lock(mutex_);
     const auto at = blocks_.find(id);
     return at == blocks_.end() ? std::string() : at->second.bytes;
