@@ -202,6 +202,15 @@ class CopyHolderTest : public testing::Test, protected StoreParts {
     holder_.reset();
     CloseParts();
   }
+  // For what the cluster was given by reference: declared after it, this ends the cluster before
+  // it, however the test ends.
+  struct KillFirst {
+    explicit KillFirst(CopyHolderTest* test) : test(test) {}
+    ~KillFirst() { test->Kill(); }
+    KillFirst(const KillFirst&) = delete;
+    KillFirst& operator=(const KillFirst&) = delete;
+    CopyHolderTest* const test;
+  };
 
   static BlockKey KeyOf(uint64_t n) {
     BlockKey key;
@@ -426,6 +435,7 @@ TEST_F(CopyHolderTest, WhatMustStayStaysAndAnotherGoes) {
   nvme_bytes_ = 0;
   Start();
   const Key kept = Put(0);
+  const KillFirst before_kept(this);
   cluster_->grants = [&](const Key& key) { return key != kept; };
   const uint64_t count = 2 * dram_bytes_ / kLength;
   for (uint64_t n = 1; n < count; ++n) Put(n);
@@ -451,6 +461,7 @@ TEST_F(CopyHolderTest, NoSpaceWhereNothingMayGo) {
 TEST_F(CopyHolderTest, OverItsQuotaTheColdestOfANamespaceThatMayGoGo) {
   Start();
   std::vector<Key> keys;
+  const KillFirst before_keys(this);
   for (uint64_t n = 0; n < 40; ++n) keys.push_back(Put(n));
   // Another namespace has none, and is colder.
   BlockFacts other = FactsOf(50);
@@ -515,6 +526,7 @@ TEST_F(CopyHolderTest, AFullNvmeTierGoesRound) {
   std::map<uint64_t, Key> there;
   Mutex mutex;
   std::set<Key> gone;
+  const KillFirst before_gone(this);
   cluster_->grants = [&](const Key& key) {
     const MutexLock lock(mutex);
     gone.insert(key);
