@@ -1,7 +1,8 @@
 // Which blocks have a record, and what a match says of them, kept close together: the records
 // themselves are large and lie all over the memory.
 //
-// An answer is put here when it was first made, and dropped before its record is changed.
+// An answer is put here when it was first made, and dropped before its record is changed. What is
+// here may be shown in a table that others read one-sided (match_table.h), and goes there, too.
 // Threads: one at a time.   Memory: 16 to 32 B for each record, and 192 B for each answer.
 #pragma once
 
@@ -11,12 +12,14 @@
 
 #include "meta/cluster_messages.h"
 #include "meta/flat_map.h"
+#include "meta/match_table.h"
 
 namespace kvcfs::meta {
 
 class MatchAnswers {
  public:
   static constexpr size_t kPlacesMax = 3;
+  static constexpr uint32_t kNone = UINT32_MAX;
   struct alignas(64) Answer {
     BlockId id;
     BlockKey parent;
@@ -24,6 +27,7 @@ class MatchAnswers {
     uint32_t length = 0, crc32c = 0, mtime_s = 0, children = 0;
     uint32_t place_count = 0;
     std::array<Place, kPlacesMax> places;  // the first in the second line, the others behind
+    uint32_t shown_at = kNone;             // in the table, unless another took its place
 
     void AppendTo(std::vector<FoundBlock>* blocks) const {
       FoundBlock& block = blocks->emplace_back();
@@ -36,6 +40,9 @@ class MatchAnswers {
     }
   };
   static_assert(sizeof(Answer) == 192 && offsetof(Answer, places) + sizeof(Place) == 128);
+
+  // From now on; it outlives this.
+  void ShowIn(MatchTable* table) { table_ = table; }
 
   // Two steps, so that what is far in memory comes for many at once.
   void PrefetchPlace(const BlockId& id) const { index_.Prefetch(Hash(id)); }
@@ -84,24 +91,39 @@ class MatchAnswers {
     answer.mtime_s = block.mtime_s;
     answer.children = block.children;
     answer.place_count = static_cast<uint32_t>(block.places.size());
+    answer.shown_at = kNone;
     for (size_t i = 0; i < block.places.size(); ++i) answer.places[i] = block.places[i];
     index_.Set(Hash(id), at);
+  }
+  // What is known of block `index` of a group stands in the table, if there is one.
+  void Show(const BlockId& id, const BlockId& anchor, uint32_t index) {
+    if (table_ == nullptr) return;
+    const uint32_t at = index_.Get(Hash(id)).value_or(kNone);
+    if (at >= kMany || answers_[at].id != id) return;
+    Answer& answer = answers_[at];
+    if (table_->Has(answer.shown_at, id)) return;
+    std::vector<FoundBlock> block;
+    answer.AppendTo(&block);
+    answer.shown_at =
+        table_->Put(anchor, index, id, answer.parent, answer.ordinal, block[0]).value_or(kNone);
   }
   // What was said of it is not said any more.
   void Drop(const BlockId& id) {
     const uint32_t at = index_.Get(Hash(id)).value_or(kNone);
     if (at >= kMany) return;
+    if (answers_[at].shown_at != kNone) table_->Remove(answers_[at].shown_at, answers_[at].id);
     free_.push_back(at);
     index_.Set(Hash(id), kNone);
   }
 
  private:
-  static constexpr uint32_t kMany = UINT32_MAX - 1, kNone = UINT32_MAX;  // instead of an answer
+  static constexpr uint32_t kMany = kNone - 1;  // this and kNone: instead of an answer
 
   static uint64_t Hash(const BlockId& id) {
     const uint64_t hash = BlockIdHash()(id);
     return hash == 0 ? 1 : hash;
   }
+  MatchTable* table_ = nullptr;
   FlatMap index_;
   std::vector<Answer> answers_;
   std::vector<uint32_t> free_;

@@ -7,7 +7,9 @@
 namespace kvcfs::meta {
 
 MetadataShard::MetadataShard(Options options)
-    : options_(std::move(options)), leases_(options_.leased_bytes_max) {}
+    : options_(std::move(options)), leases_(options_.leased_bytes_max) {
+  if (options_.table != nullptr) options_.table->Clear();
+}
 MetadataShard::~MetadataShard() = default;
 
 void MetadataShard::Answer(uint64_t call, Code code, ReplyBody body, Actions* actions) const {
@@ -146,7 +148,8 @@ void MetadataShard::MatchGroupHere(Millis now, Shard& shard, const MatchRequest&
     const auto fits = [&](uint32_t ordinal, const BlockKey& parent) {
       return ordinal == first + i && (i == 0 || parent == keys[i - 1]);
     };
-    if (const MatchAnswers::Answer* known = answers.Find(id); known != nullptr) {
+    const MatchAnswers::Answer* known = answers.Find(id);
+    if (known != nullptr) {
       if (!fits(known->ordinal, known->parent)) break;
       known->AppendTo(blocks);
     } else {
@@ -161,6 +164,10 @@ void MetadataShard::MatchGroupHere(Millis now, Shard& shard, const MatchRequest&
       blocks->push_back(std::move(block));
     }
     ++answer->count;
+    // Who asks without a lease might have read it, had it been shown.
+    if (remember && (known == nullptr || !request.lease)) {
+      answers.Show(id, {request.space, keys[0]}, static_cast<uint32_t>(i));
+    }
     if (request.lease) {
       answer->lease_ms = std::min(answer->lease_ms, Lease(now, id, blocks->back().length));
     }

@@ -25,6 +25,7 @@
 #include "meta/cluster_messages.h"
 #include "meta/lease_table.h"
 #include "meta/match_answers.h"
+#include "meta/match_table.h"
 
 namespace kvcfs::meta {
 
@@ -42,6 +43,9 @@ class MetadataShard {
     size_t balance_records_per_scan = 2048;  // that are looked at, each `retry`
     // Whether the node's own lease at etcd lets it answer (serving_right.h).
     std::function<bool(Millis)> may_serve;
+    // What it shows of its answers to who reads one-sided: its own, as long as it lives. May be
+    // null.
+    MatchTable* table = nullptr;
   };
   explicit MetadataShard(Options options);
   ~MetadataShard();

@@ -24,6 +24,7 @@ void MetadataShard::SetView(Millis now, const ClusterView& view, Actions* action
   view_ = view;
   placement_ = Placement(view);
   version_counter_ = 0;
+  if (options_.table != nullptr) options_.table->Begin(view_, options_.incarnation);
   for (const auto& [id, waiting] : waiting_matches_) {
     for (const WaitingMatch& match : waiting) {
       Answer(match.call, Code::kStale, EmptyReply{}, actions);
@@ -48,6 +49,7 @@ void MetadataShard::SetView(Millis now, const ClusterView& view, Actions* action
     shard = std::make_unique<Shard>();
     shard->number = number;
     shard->gained = now;
+    shard->records.answers().ShowIn(options_.table);
   }
   std::array<bool, kShardCount> is_kept{};
   for (const uint32_t number : kept) is_kept[number] = true;
@@ -463,6 +465,7 @@ void MetadataShard::StartRepairs(Millis now, Actions* /*actions*/) {
 
 void MetadataShard::Tick(Millis now, Actions* actions) {
   if (!(options_.may_serve(now) || KVC_PLANTED(6))) {
+    if (options_.table != nullptr) options_.table->Clear();
     next_scan_ = now + options_.times.retry;
     return;
   }
@@ -494,7 +497,9 @@ Millis MetadataShard::NextTick() const {
       break;
     }
   }
-  if (balance_.on || !moves_.empty()) next = std::min(next, next_scan_);
+  // What is shown must go when the right to serve ends.
+  const bool shows = options_.table != nullptr && options_.table->used() != 0;
+  if (balance_.on || !moves_.empty() || shows) next = std::min(next, next_scan_);
   return std::max(next, next == Millis::max() ? next : Millis(0));
 }
 

@@ -1,5 +1,7 @@
-// One-sided reads against a writer that changes and reuses what is read: an index, and slots with a
-// header beside them. Over TCP here; tests/vm runs the same over verbs, with 100,000 reads.
+// One-sided reads against a writer that changes and reuses what is read: an index, slots with a
+// header beside them, and a table of matches. Over TCP here; tests/vm runs the same over verbs,
+// with 100,000 reads.
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdlib>
@@ -12,6 +14,7 @@
 #include "meta/chain_index.h"
 #include "meta/chain_key.h"
 #include "meta/index_memory.h"
+#include "meta/match_table.h"
 #include "meta/remote_prober.h"
 #include "meta/slot_headers.h"
 #include "tests/unit/rdma/tcp_fixture.h"
@@ -187,6 +190,93 @@ TEST_F(OneSidedRace, ASlotThatIsUsedAgainIsAMissAndWithoutTheCheckWrongBytes) {
   std::printf("slots: %llu reads, %llu good, %llu missed, %llu wrong; unchecked: %llu wrong\n",
               static_cast<unsigned long long>(reads), static_cast<unsigned long long>(good),
               static_cast<unsigned long long>(missed), static_cast<unsigned long long>(wrong),
+              static_cast<unsigned long long>(wrong_unchecked));
+  EXPECT_EQ(wrong, 0u);
+  EXPECT_GT(good, 0u);
+  EXPECT_GT(wrong_unchecked, 0u) << "the test could not have failed";
+}
+
+// Entries of matches that are used again: whole groups are read at once. What an entry says follows
+// from its generation, so a torn one is seen.
+TEST_F(OneSidedRace, AMatchThatIsShownAnewIsOneOfThoseShownAndWithoutTheCheckAMixture) {
+  constexpr uint64_t kBuckets = 64, kChains = 3;
+  MatchTable table(kBuckets);
+  ClusterView view{.epoch = 3, .nodes = {}};
+  view.nodes.push_back({{7, 1}, 1, kRoleBlocks, ""});
+  table.Begin(view, 9);
+  const uint64_t region = *server_->Expose(table.memory(), rdma::Access::kRead);
+  // Three chains for buckets of two: they push each other out.
+  const BlockId anchor{{1, 2}, ChainKey({}, 0)};
+  const auto id_of = [&](uint64_t chain, uint32_t index) {
+    return BlockId{{1, 2}, ChainKey({}, 1 + chain * 100 + index)};
+  };
+  std::vector<BlockId> ids;
+  for (uint64_t chain = 0; chain < kChains; ++chain) {
+    for (uint32_t i = 0; i < kGroupBlocksMax; ++i) ids.push_back(id_of(chain, i));
+  }
+  const auto number = [](uint64_t generation, uint32_t salt) {
+    return static_cast<uint32_t>((generation * 0x9e3779b97f4a7c15 + salt) >> 20);
+  };
+  const auto is_whole = [&](const MatchEntry& entry, uint32_t index) {
+    const uint64_t generation = entry.generations[0];
+    return entry.epoch == 3 && entry.incarnation == 9 && entry.ordinal == index + 64 &&
+           entry.length == number(generation, 1) && entry.crc32c == number(generation, 2) &&
+           entry.mtime_s == number(generation, 3) && entry.children == number(generation, 4) &&
+           entry.parent == generation;
+  };
+  std::atomic<bool> stop{false};
+  std::thread writer([&] {
+    std::mt19937_64 random(9);
+    std::vector<uint32_t> places(ids.size());
+    while (!stop) {
+      const size_t at = random() % ids.size();
+      const auto index = static_cast<uint32_t>(at % kGroupBlocksMax);
+      if (random() % 4 == 0) {
+        table.Remove(places[at], ids[at]);
+        continue;
+      }
+      const uint64_t generation = random() | 1;
+      FoundBlock block{
+          ids[at].key, number(generation, 1), number(generation, 2), number(generation, 3),
+          {},          number(generation, 4)};
+      block.places.push_back({{7, 1}, generation});
+      BlockKey parent;
+      std::memcpy(parent.bytes.data(), &generation, sizeof(generation));
+      places[at] = table.Put(anchor, index, ids[at], parent, index + 64, block).value();
+    }
+  });
+  uint64_t reads = 0, good = 0, changing = 0, wrong = 0, wrong_unchecked = 0;
+  std::vector<uint64_t> words(kGroupBlocksMax * kMatchBucketWords);
+  while ((reads < ReadsWanted() || good == 0 || wrong_unchecked == 0) && !HasFailure()) {
+    const uint64_t offset = MatchBucketOf(anchor, kBuckets) * kMatchBucketBytes;
+    if (!Read(region, offset, std::as_writable_bytes(std::span(words)))) break;
+    ++reads;
+    for (uint32_t i = 0; i < kGroupBlocksMax; ++i) {
+      auto bucket = std::span(words).subspan(i * kMatchBucketWords).first<kMatchBucketWords>();
+      for (uint64_t chain = 0; chain < kChains; ++chain) {
+        const MatchLookup found = LookUpMatch(bucket, ids[chain * kGroupBlocksMax + i]);
+        changing += found.changing ? 1 : 0;
+        if (!found.entry) continue;
+        const bool whole = is_whole(*found.entry, i);
+        (whole ? good : wrong) += 1;
+      }
+      // Who does not look at versions believes what it found.
+      for (size_t entry = 0; entry < kMatchBucketEntries; ++entry) {
+        const auto each = bucket.subspan(entry * kMatchEntryWords).first<kMatchEntryWords>();
+        each[0] = each[kMatchEntryWords - 1] = 0;
+        const auto believed = DecodeMatchEntry(each);
+        const bool known = std::find(ids.begin(), ids.end(), believed->id) != ids.end();
+        const bool is_one = believed->epoch != 0 && known;
+        wrong_unchecked += is_one && !is_whole(*believed, i) ? 1 : 0;
+      }
+    }
+  }
+  stop = true;
+  writer.join();
+  server_->Withdraw(region);
+  std::printf("matches: %llu reads, %llu good, %llu changing, %llu wrong; unchecked: %llu wrong\n",
+              static_cast<unsigned long long>(reads), static_cast<unsigned long long>(good),
+              static_cast<unsigned long long>(changing), static_cast<unsigned long long>(wrong),
               static_cast<unsigned long long>(wrong_unchecked));
   EXPECT_EQ(wrong, 0u);
   EXPECT_GT(good, 0u);

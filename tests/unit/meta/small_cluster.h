@@ -52,6 +52,7 @@ class SmallCluster {
   struct Node {
     NodeId id;
     bool up = true;
+    MatchTable table{64};  // of a metadata node
     std::unique_ptr<MetadataShard> metadata;
     MapStore store;
     std::unique_ptr<BlockHolder> holder;
@@ -64,10 +65,12 @@ class SmallCluster {
       const bool is_metadata = i < metadata_nodes;
       view.nodes.push_back({node->id, 1, is_metadata ? kRoleMetadata : kRoleBlocks, ""});
       if (is_metadata) {
-        node->metadata = std::make_unique<MetadataShard>(MetadataShard::Options{
-            .self = node->id, .incarnation = 1, .times = {}, .may_serve = [this](Millis) {
-              return serving;
-            }});
+        node->metadata = std::make_unique<MetadataShard>(
+            MetadataShard::Options{.self = node->id,
+                                   .incarnation = 1,
+                                   .times = {},
+                                   .may_serve = [this](Millis) { return serving; },
+                                   .table = &node->table});
       } else {
         node->holder = std::make_unique<BlockHolder>(
             BlockHolder::Options{.self = node->id, .times = {}, .inventory_entries = 3},
