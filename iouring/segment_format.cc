@@ -237,7 +237,8 @@ std::optional<DecodedEntry> DecodeEntry(std::span<const std::byte> header,
   }
   DecodedEntry entry;
   entry.layout = LayoutOf(record.length);
-  if (record.chunk_count != entry.layout.chunk_count || header.size() < entry.layout.header_bytes) {
+  if (record.chunk_count != entry.layout.chunk_count || header.size() < entry.layout.header_bytes ||
+      expected.offset_4k * kPageBytes + entry.layout.total_bytes > segment_bytes) {
     return std::nullopt;
   }
   const auto covered = header.first(entry.layout.header_bytes);

@@ -22,6 +22,9 @@ if [[ $1 == cluster_message_fuzz ]]; then
   read -ra httplib < <(pkg-config --cflags --libs cpp-httplib)
   libraries+=("${httplib[@]}")
 fi
+if [[ $1 == stored_bytes_fuzz ]]; then
+  sources+=(iouring/segment_format.cc meta/block_records.cc meta/copy_records.cc fs/file_record.cc)
+fi
 mkdir -p "build-fuzz/$1/corpus"
 "$clang" -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I. -DFMT_SHARED -o "build-fuzz/$1/fuzz" \
   "tests/fuzz/$1.cc" tests/fuzz/libfuzzer_entry.cc "${sources[@]}" "${libraries[@]}"
