@@ -36,6 +36,9 @@ endforeach()
 # The paper's experiment, small; needs no mount.
 kvc_test(integration integration/paper_test nlohmann_json::nlohmann_json)
 add_dependencies(paper_test kvcfs index_bench)
+# fio and many small files, the short form.
+kvc_test(integration integration/data_bench_test nlohmann_json::nlohmann_json)
+add_dependencies(data_bench_test kvcfs)
 
 kvc_test(integration integration/cluster_engines_test kvcfs_test_mount kvcfs_meta)
 kvc_test(integration integration/cluster_files_test kvcfs_test_mount kvcfs_meta)

@@ -1,50 +1,28 @@
 // bench/paper.sh from end to end on a small trace: all backends answer rightly (it fails if one
 // does not), and the JSON has the promised shape. Times decide nothing here.
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <set>
 #include <string>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "tests/integration/bench_fixture.h"
+
 namespace kvcfs {
 namespace {
 
-namespace stdfs = std::filesystem;
 using nlohmann::json;
 
 bool Installed(const std::string& program) {
   return std::system(("command -v " + program + " >/dev/null 2>&1").c_str()) == 0;
 }
 
-class PaperTest : public testing::Test {
+class PaperTest : public BenchTest {
  protected:
-  PaperTest() {
-    std::string name = stdfs::temp_directory_path() / "kvcfs-paper-test-XXXXXX";
-    EXPECT_NE(::mkdtemp(name.data()), nullptr);
-    directory_ = name;
-  }
-  ~PaperTest() override {
-    std::error_code ignored;
-    stdfs::remove_all(directory_, ignored);
-  }
   int Run(const std::string& arguments) const {
-    const std::string command = std::string(KVC_SOURCE_DIR) +
-                                "/bench/paper.sh --no-build --build " +
-                                stdfs::path(KVC_COMMAND).parent_path().string() + " " + arguments +
-                                " >" + Path("out") + " 2>" + Path("err");
-    const int status = std::system(command.c_str());
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return RunBench("paper.sh", "--no-build --build " + BuildDirectory() + " " + arguments);
   }
-  std::string Path(const std::string& name) const { return directory_ / name; }
-  std::string Read(const std::string& name) const {
-    std::ifstream in(directory_ / name);
-    return {std::istreambuf_iterator<char>(in), {}};
-  }
-
-  stdfs::path directory_;
 };
 
 TEST_F(PaperTest, JsonAndReport) {
