@@ -7,8 +7,11 @@ namespace kvcfs::fs {
 
 namespace {
 
+int64_t Nanos(std::chrono::steady_clock::time_point instant) {
+  return instant.time_since_epoch() / std::chrono::nanoseconds(1);
+}
 int64_t Now() {
-  return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+  return Nanos(std::chrono::steady_clock::now());
 }
 
 constexpr int64_t kLingerNs = std::chrono::nanoseconds(CpuWarmer::kLinger).count();
@@ -38,9 +41,9 @@ CpuWarmer::~CpuWarmer() {
   }
 }
 
-void CpuWarmer::Called(pid_t caller) {
+void CpuWarmer::Called(pid_t caller, std::chrono::steady_clock::time_point instant) {
   if (!usable_) return;
-  const int64_t now = Now();
+  const int64_t now = Nanos(instant);
   const int64_t before = last_call_.exchange(now, std::memory_order_relaxed);
   if (turning_.load(std::memory_order_relaxed) > 0) return;
   if (now - before > kLingerNs) {
@@ -79,16 +82,27 @@ void CpuWarmer::Run(unsigned which) {
     burst_.wait(seen);
     seen = burst_.load();
     if (over_) return;
+    // Somebody (taskset) may have said since where this process may run. Its only CPU is not asleep
+    // while calls come.
+    cpu_set_t allowed;
+    if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) {
+      in_a_row_.store(kCalls - kCallsAlone, std::memory_order_relaxed);
+      continue;
+    }
+    const int cpu = cpu_[which].load(std::memory_order_relaxed);
     cpu_set_t only;
     CPU_ZERO(&only);
-    CPU_SET(cpu_[which].load(std::memory_order_relaxed), &only);
-    if (::sched_setaffinity(0, sizeof only, &only) != 0) continue;  // the CPU went, or may not
+    CPU_SET(cpu, &only);
+    if (!CPU_ISSET(cpu, &allowed) || ::sched_setaffinity(0, sizeof only, &only) != 0) continue;
     turning_.fetch_add(1, std::memory_order_relaxed);
     while (Now() - last_call_.load(std::memory_order_relaxed) < kLingerNs && !over_) {
       for (int i = 0; i < 16; ++i) Relax();
       // The scheduler may have let it begin before one that has work, as a share that it is owed,
       // and would not look again before the next tick.
       ::sched_yield();
+    }
+    if (cpu_set_t now; ::sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &only)) {
+      ::sched_setaffinity(0, sizeof allowed, &allowed);
     }
     turning_.fetch_sub(1, std::memory_order_relaxed);
   }

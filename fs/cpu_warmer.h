@@ -23,19 +23,21 @@ namespace kvcfs::fs {
 
 class CpuWarmer {
  public:
-  // On CPUs of `allowed`. With less than two it does nothing.
+  // On CPUs of `allowed`, or where somebody has put its threads since. With less than two it does
+  // nothing.
   explicit CpuWarmer(const cpu_set_t& allowed);
   ~CpuWarmer();
   CpuWarmer(const CpuWarmer&) = delete;
   CpuWarmer& operator=(const CpuWarmer&) = delete;
 
-  // A call of that thread was taken, on this CPU. Starts them after kCalls in close order.
-  void Called(pid_t caller);
+  // A call of that thread was taken, now, on this CPU. Starts them after kCalls in close order.
+  void Called(pid_t caller, std::chrono::steady_clock::time_point instant);
 
   // How many turn at this moment.
   unsigned turning() const { return turning_.load(std::memory_order_relaxed); }
 
   static constexpr unsigned kCalls = 16;
+  static constexpr unsigned kCallsAlone = 1024;  // instead, where there is only one CPU for now
   static constexpr std::chrono::microseconds kLinger{1000};
 
  private:

@@ -46,7 +46,7 @@ enum class FuseOp : uint8_t {
 // From the request to its answer.
 class FuseOpTimer {
  public:
-  explicit FuseOpTimer(FuseOp op) : op_(op), begin_(std::chrono::steady_clock::now()) {}
+  FuseOpTimer(FuseOp op, std::chrono::steady_clock::time_point begin) : op_(op), begin_(begin) {}
   ~FuseOpTimer();
   FuseOpTimer(const FuseOpTimer&) = delete;
   FuseOpTimer& operator=(const FuseOpTimer&) = delete;

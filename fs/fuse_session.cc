@@ -27,6 +27,7 @@
 #include "fs/about_to_block.h"
 #include "fs/caller_cpu.h"
 #include "fs/fuse_metrics.h"
+#include "fs/fuse_quick.h"
 
 #ifndef FUSE_DEV_IOC_BACKING_OPEN
 // Source: include/uapi/linux/fuse.h of Linux 6.9; Debian 12's headers are older.
@@ -80,6 +81,7 @@ class Buffer {
 };
 
 thread_local uint64_t t_unique = 0;
+thread_local std::chrono::steady_clock::time_point t_taken;
 thread_local bool t_swallow_reply = false;  // while INIT is replayed
 thread_local std::vector<std::byte> t_read_buffer;
 
@@ -134,7 +136,7 @@ std::span<std::byte> ReadBuffer(size_t size) {
 // Answers exactly once; EIO if forgotten. Counts and times the call.
 class Reply {
  public:
-  Reply(fuse_req_t request, FuseOp op) : request_(request), timer_(op) {}
+  Reply(fuse_req_t request, FuseOp op) : request_(request), timer_(op, t_taken) {}
   ~Reply() {
     if (request_ != nullptr) Error(EIO);
   }
@@ -340,14 +342,6 @@ struct FuseSession::Door {
         .Status(Fs(request).Rename(CallerOf(request), parent, name, new_parent, new_name, flags));
   }
 
-  static void Open(fuse_req_t request, fuse_ino_t ino, fuse_file_info* info) {
-    Reply reply(request, FuseOp::kOpen);
-    const FsResult<OpenReply> open = Fs(request).Open(CallerOf(request), ino, info->flags);
-    if (!open) return reply.Error(open.error().value);
-    SetOpen(*open, info->flags, info);
-    // ENOENT: the open was interrupted, nobody will release it.
-    if (fuse_reply_open(reply.Take(), info) == -ENOENT) Fs(request).Release(ino, open->handle);
-  }
   static void Create(fuse_req_t request, fuse_ino_t parent, const char* name, mode_t mode,
                      fuse_file_info* info) {
     Reply reply(request, FuseOp::kCreate);
@@ -358,6 +352,7 @@ struct FuseSession::Door {
     SetOpen(*open, info->flags, info);
     const fuse_entry_param parameters = Reply::Parameters(entry);
     Filesystem& fs = Fs(request);
+    // ENOENT: the call was interrupted, nobody will release it.
     if (fuse_reply_create(reply.Take(), &parameters, info) == -ENOENT) {
       fs.Release(entry.ino, open->handle);
     }
@@ -378,11 +373,6 @@ struct FuseSession::Door {
   }
   static void Flush(fuse_req_t request, fuse_ino_t ino, fuse_file_info* info) {
     Reply(request, FuseOp::kFlush).Status(Fs(request).Flush(CallerOf(request), ino, info->fh));
-  }
-  static void Release(fuse_req_t request, fuse_ino_t ino, fuse_file_info* info) {
-    Reply reply(request, FuseOp::kRelease);
-    Fs(request).Release(ino, info->fh);
-    reply.Error(0);
   }
   static void Fsync(fuse_req_t request, fuse_ino_t ino, int data_only, fuse_file_info* info) {
     Reply(request, FuseOp::kFsync).Status(Fs(request).Fsync(ino, info->fh, data_only != 0));
@@ -498,12 +488,10 @@ struct FuseSession::Door {
     ops.unlink = Unlink;
     ops.rmdir = RemoveDirectory;
     ops.rename = Rename;
-    ops.open = Open;
     ops.create = Create;
     ops.read = Read;
     ops.write = Write;
     ops.flush = Flush;
-    ops.release = Release;
     ops.fsync = Fsync;
     ops.opendir = OpenDirectory;
     ops.readdir = ReadDirectory;
@@ -747,8 +735,9 @@ void FuseSession::ServeThread() {
     const auto* header = reinterpret_cast<const fuse_in_header*>(buffer.data());
     // Of who closes a file nothing is looked up: see DiesBySignal in block_writer.cc.
     const auto caller = static_cast<pid_t>(header->opcode == FUSE_FLUSH ? 0 : header->pid);
+    t_taken = std::chrono::steady_clock::now();
     if (options_.follow_caller) follower.Took(caller);
-    if (warmer_ != nullptr) warmer_->Called(caller);
+    if (warmer_ != nullptr) warmer_->Called(caller, t_taken);
     if (idle_.fetch_sub(1) == 1) {
       // Nobody is left to take the next call.
       t_blocking_hook = {[](void* self) { Door::AddReader(*static_cast<FuseSession*>(self)); },
@@ -759,10 +748,13 @@ void FuseSession::ServeThread() {
       }
     }
     t_unique = header->unique;
-    fuse_buf message{};
-    message.mem = buffer.data();
-    message.size = static_cast<size_t>(got);
-    fuse_session_process_buf(door_->session, &message);
+    const std::span request(buffer.data(), static_cast<size_t>(got));
+    if (!AnswerQuickly(*filesystem_, options_.device_fd, std::as_bytes(request), t_taken)) {
+      fuse_buf message{};
+      message.mem = request.data();
+      message.size = request.size();
+      fuse_session_process_buf(door_->session, &message);
+    }
     t_blocking_hook = {};
     reader = Door::BecomeReader(*this);
   }

@@ -1,5 +1,8 @@
 #include "fs/cpu_warmer.h"
 
+#include <filesystem>
+#include <string>
+
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -21,7 +24,7 @@ bool CallUntil(CpuWarmer& warmer, const Done& done) {
   const auto end = steady_clock::now() + std::chrono::seconds(60);
   while (!done()) {
     if (steady_clock::now() > end) return false;
-    warmer.Called(::gettid());
+    warmer.Called(::gettid(), steady_clock::now());
     ::sched_yield();
   }
   return true;
@@ -45,7 +48,7 @@ TEST(CpuWarmerTest, TurnsWhileCallsComeAndStopsBehindThem) {
 
 TEST(CpuWarmerTest, FewCallsDoNotStartIt) {
   CpuWarmer warmer(Allowed());
-  for (unsigned i = 0; i < CpuWarmer::kCalls; ++i) warmer.Called(::gettid());
+  for (unsigned i = 0; i < CpuWarmer::kCalls; ++i) warmer.Called(::gettid(), steady_clock::now());
   for (int i = 0; i < 20; ++i) {
     EXPECT_EQ(warmer.turning(), 0u);
     ::usleep(1000);
@@ -55,7 +58,7 @@ TEST(CpuWarmerTest, FewCallsDoNotStartIt) {
 TEST(CpuWarmerTest, CallsFarFromEachOtherDoNotStartIt) {
   CpuWarmer warmer(Allowed());
   for (unsigned i = 0; i < 3 * CpuWarmer::kCalls; ++i) {
-    warmer.Called(::gettid());
+    warmer.Called(::gettid(), steady_clock::now());
     ::usleep(static_cast<useconds_t>(2 * CpuWarmer::kLinger.count()));
     EXPECT_EQ(warmer.turning(), 0u);
   }
@@ -69,15 +72,43 @@ TEST(CpuWarmerTest, OneCpuIsLeftAlone) {
     if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
   }
   CpuWarmer warmer(one);
-  for (unsigned i = 0; i < 100 * CpuWarmer::kCalls; ++i) warmer.Called(::gettid());
+  for (unsigned i = 0; i < 100 * CpuWarmer::kCalls; ++i)
+    warmer.Called(::gettid(), steady_clock::now());
   ::usleep(10'000);
   EXPECT_EQ(warmer.turning(), 0u);
+}
+
+// All threads of this process on these CPUs, as taskset --all-tasks does it.
+void PutAllThreadsOn(const cpu_set_t& cpus) {
+  for (const auto& thread : std::filesystem::directory_iterator("/proc/self/task")) {
+    ASSERT_EQ(::sched_setaffinity(std::stoi(thread.path().filename()), sizeof cpus, &cpus), 0);
+  }
+}
+
+TEST(CpuWarmerTest, StaysWhereSomebodyHasPutTheProcessSince) {
+  const cpu_set_t all = Allowed();
+  if (CPU_COUNT(&all) < 2) GTEST_SKIP() << "needs two CPUs";
+  CpuWarmer warmer(all);
+  ASSERT_TRUE(CallUntil(warmer, [&] { return warmer.turning() > 0; }));
+  ASSERT_TRUE(EndsSoon(warmer));
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<size_t>(::sched_getcpu()), &one);
+  PutAllThreadsOn(one);
+  for (unsigned i = 0; i < 100 * CpuWarmer::kCalls; ++i) {
+    warmer.Called(::gettid(), steady_clock::now());
+    if (i % CpuWarmer::kCalls == 0) ::sched_yield();
+    ASSERT_EQ(warmer.turning(), 0u);
+  }
+  PutAllThreadsOn(all);
+  EXPECT_TRUE(CallUntil(warmer, [&] { return warmer.turning() > 0; }));
 }
 
 TEST(CpuWarmerTest, EndsWhileItTurns) {
   for (int i = 0; i < 20; ++i) {
     CpuWarmer warmer(Allowed());
-    for (unsigned call = 0; call < 10 * CpuWarmer::kCalls; ++call) warmer.Called(::gettid());
+    for (unsigned call = 0; call < 10 * CpuWarmer::kCalls; ++call)
+      warmer.Called(::gettid(), steady_clock::now());
   }
 }
 
