@@ -98,11 +98,13 @@ class Mounted:
         return path
 
     def use_cpus(self, cpus, real_time):
-        """All threads of the daemon on these CPUs; those they start inherit it."""
+        """All threads of the daemon on these CPUs; those they start inherit it. Who only keeps CPUs
+        awake stays of the lowest class: turning at another one it would be what is measured."""
         policy, priority = (os.SCHED_FIFO, 5) if real_time else (os.SCHED_OTHER, 0)
         for thread in os.listdir(f"/proc/{self.stats()['pid']}/task"):
             try:
                 os.sched_setaffinity(int(thread), cpus)
-                os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
+                if os.sched_getscheduler(int(thread)) != os.SCHED_IDLE:
+                    os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
             except ProcessLookupError:
                 pass
