@@ -19,6 +19,7 @@
 #include "iouring/segment_format.h"
 #include "iouring/segment_store.h"
 #include "meta/block_records.h"
+#include "meta/copy_records.h"
 #include "meta/meta_store.h"
 #include "tools/data_directory.h"
 #include "tools/mount_options.h"
@@ -39,15 +40,16 @@ PlaceKey KeyOf(const iouring::SegmentPlace& place) {
 }
 
 struct Finding {
-  std::string what;   // "segment", "block", "file", "namespace", "meta"
+  std::string what;   // "segment", "block", "copy", "file", "namespace", "meta"
   std::string place;  // file and offset, or a name: of an ordinary file its path in the mount
   std::string text;
-  std::string key = {};                // of a block, if known
+  std::string key = {};                // of a block or copy, if known
   std::optional<PlaceKey> entry = {};  // of a segment: which entry is hit, if known
 };
 
 struct Report {
-  uint64_t segments = 0, entries = 0, data_bytes = 0, records = 0, files = 0, namespaces = 0;
+  uint64_t segments = 0, entries = 0, data_bytes = 0, records = 0, copies = 0, files = 0,
+           namespaces = 0;
   std::vector<Finding> findings;
   uint64_t repaired = 0;
 };
@@ -56,7 +58,7 @@ struct Report {
 struct Records {
   std::map<meta::NamespaceId, std::string> names;
   std::map<fs::Ino, std::string> roots;  // of the ordinary trees: the namespace's name
-  std::set<PlaceKey> wanted;             // entries that a block or file refers to
+  std::set<PlaceKey> wanted;             // entries that a block, copy or file refers to
   uint64_t applied_sequence = 0;         // what lies behind it may be news to them
   bool whole = false;
 };
@@ -143,6 +145,35 @@ void CheckBlocks(meta::MetaStore& store, const std::set<PlaceKey>& good, Records
   }
 }
 
+// Of a node of a cluster: every copy that is on NVMe must find its bytes there. One that is in a
+// slot only is checked when the node starts and it is first read.
+void CheckCopies(meta::MetaStore& store, const std::set<PlaceKey>& good, Records& records,
+                 Report& report, meta::MetaBatch& batch) {
+  auto cursor = store.Seek(meta::kCopyRecordPrefix);
+  for (; cursor->Valid() && cursor->key().starts_with(meta::kCopyRecordPrefix); cursor->Next()) {
+    ++report.copies;
+    const auto record = meta::DecodeCopyRecord(cursor->key(), cursor->value());
+    if (!record) {
+      report.findings.push_back({"copy", "meta", "the record of a copy is damaged"});
+      batch.Delete(cursor->key());
+      continue;
+    }
+    if (!record->place.valid()) continue;
+    records.wanted.insert(KeyOf(record->place));
+    if (good.contains(KeyOf(record->place))) continue;
+    const meta::BlockId& id = record->facts.id;
+    report.findings.push_back(
+        {"copy", fmt::format("{:016x}{:016x}", id.space.high, id.space.low),
+         "its bytes are damaged or gone; another node's copy is read, or it is a miss",
+         id.key.ToHex()});
+    batch.Delete(cursor->key());
+  }
+  if (!cursor->status().ok()) {
+    report.findings.push_back({"meta", "copy records", cursor->status().error().text});
+    records.whole = false;
+  }
+}
+
 // "NAMESPACE/files/DIR/NAME", as it is found below a mount point.
 std::string PathOf(fs::NameStore& names, const Records& records, fs::Ino directory,
                    const std::string& name) {
@@ -207,6 +238,7 @@ Status CheckRecords(meta::MetaStore& store, const NodePaths& paths, bool repair,
   meta::MetaBatch batch;
   ReadNamespaces(store, records, report);
   CheckBlocks(store, good, records, report, batch);
+  CheckCopies(store, good, records, report, batch);
   CheckFiles(store, paths, good, records, report, batch);
   // A damaged entry that nobody refers to costs nothing; it goes when its segment is used again.
   if (records.whole) {
@@ -229,16 +261,17 @@ std::string TextOf(const Report& report, const std::string& data) {
   }
   return text + fmt::format(
                     "{}: {} segments, {} entries, {} verified; {} namespaces, {} block "
-                    "records, {} files; {} problems\n",
+                    "records, {} copies, {} files; {} problems\n",
                     data, report.segments, report.entries, FormatSizeShort(report.data_bytes),
-                    report.namespaces, report.records, report.files, report.findings.size());
+                    report.namespaces, report.records, report.copies, report.files,
+                    report.findings.size());
 }
 
 Json JsonOf(const Report& report) {
   Json json{{"segments", report.segments},     {"entries", report.entries},
             {"data_bytes", report.data_bytes}, {"namespaces", report.namespaces},
-            {"records", report.records},       {"files", report.files},
-            {"repaired", report.repaired}};
+            {"records", report.records},       {"copies", report.copies},
+            {"files", report.files},           {"repaired", report.repaired}};
   json["problems"] = Json::array();
   for (const Finding& finding : report.findings) {
     json["problems"].push_back({{"what", finding.what},

@@ -3,16 +3,19 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include <signal.h>
 #include <sys/file.h>
+#include <unistd.h>
 
 #include "base/crc32c.h"
 #include "tests/integration/server_fixture.h"
@@ -231,6 +234,52 @@ TEST_F(ServeTest, AKilledServerLosesNothingThatHasTwoCopies) {
   for (uint64_t chain = 1; chain <= 2; ++chain) {
     EXPECT_TRUE(Eventually([&] { return Read(reader, chain, kBlocks) == kBlocks; })) << chain;
   }
+}
+
+// fsck of a server's directory: names the copy that was hit, and drops it when it may.
+TEST_F(ServeTest, FsckNamesADamagedCopyAndDropsIt) {
+  TestServer& server = Add("alone");
+  ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();
+  meta::Cluster& client = Client();
+  constexpr uint64_t kBlocks = 10, kHit = 6;
+  Publish(client, 1, kBlocks, 1);
+  EXPECT_EQ(server.Stop(), 0);
+  const std::vector<std::string> fsck = {"fsck", "--data", server.data(), "--json"};
+  const CommandResult healthy = RunKvcfs(fsck);
+  EXPECT_EQ(healthy.status, 0) << healthy.out;
+  EXPECT_EQ(Json::parse(healthy.out)["copies"], kBlocks);
+
+  const std::string bytes = BytesOf(1, kHit);
+  int hit = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(server.data() + "/segments")) {
+    const auto content = ReadWhole(entry.path());
+    ASSERT_TRUE(content);
+    const size_t at = content->find(bytes);
+    if (at == std::string::npos) continue;
+    const Fd fd = Open(entry.path(), O_RDWR);
+    const char flipped = static_cast<char>(bytes[5000] ^ 1);
+    ASSERT_EQ(::pwrite(fd.get(), &flipped, 1, static_cast<off_t>(at + 5000)), 1);
+    ++hit;
+  }
+  ASSERT_EQ(hit, 1);
+  const auto names_it = [](const CommandResult& result) {
+    const Json report = Json::parse(result.out);
+    for (const Json& problem : report["problems"]) {
+      if (problem["what"] == "copy" && problem["key"] == KeyOf(1, kHit).ToHex()) return true;
+    }
+    return false;
+  };
+  const CommandResult damaged = RunKvcfs(fsck);
+  EXPECT_EQ(damaged.status, 1);
+  EXPECT_TRUE(names_it(damaged)) << damaged.out;
+  auto repair = fsck;
+  repair.emplace_back("--repair");
+  EXPECT_TRUE(names_it(RunKvcfs(repair)));
+  const CommandResult repaired = RunKvcfs(fsck);
+  EXPECT_EQ(repaired.status, 0) << repaired.out;
+  EXPECT_EQ(Json::parse(repaired.out)["copies"], kBlocks - 1);
+  ASSERT_TRUE(server.StartAndAwait()) << server.LogTail();
+  EXPECT_TRUE(Eventually([&] { return Read(client, 1, kBlocks) == kHit; }));
 }
 
 TEST_F(ServeTest, ARestartBringsBackWhatWasPublished) {
