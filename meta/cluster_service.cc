@@ -122,31 +122,50 @@ bool ClusterService::Queue(Event event, bool bounded) {
     if (stopping_ || (bounded && queue_.size() >= options_.queue_max)) return false;
     queue_.push_back(std::move(event));
   }
-  queued_.notify_one();
+  if (!IsRunner()) queued_.notify_one();
   return true;
 }
 
-bool ClusterService::QueueIsEmpty() {
+bool ClusterService::NothingWaits() {
   const MutexLock lock(queue_mutex_);
-  return queue_.empty();
+  return queue_.empty() && !stopping_;
 }
 
 void ClusterService::RunQueue() {
+  runner_ = std::this_thread::get_id();
   while (true) {
     std::deque<Event> batch;
     {
       const MutexLock lock(queue_mutex_);
-      if (queue_.empty()) return;
+      if (queue_.empty()) break;
       batch.swap(queue_);
     }
     for (const Event& event : batch) event();
   }
+  runner_ = std::thread::id();
 }
 
 void ClusterService::RunIfFree() {
   if (!mutex_.TryLock()) return;
   RunQueue();
   mutex_.Unlock();
+}
+
+bool ClusterService::RunNow(const Event& event) {
+  if (!mutex_.TryLock()) return false;
+  // What is queued comes first: it may be what this relies on.
+  const bool first = NothingWaits();
+  if (first) {
+    runner_ = std::this_thread::get_id();
+    event();
+    RunQueue();
+  }
+  mutex_.Unlock();
+  return first;
+}
+
+void ClusterService::RunSoon(Event event) {
+  if (IsRunner() || !RunNow(event)) Post(std::move(event));
 }
 
 void ClusterService::RunLoop() {
@@ -159,6 +178,7 @@ void ClusterService::RunLoop() {
     }
     const MutexLock lock(mutex_);
     RunQueue();
+    runner_ = std::this_thread::get_id();
     TickCores();
     RunQueue();
   }
@@ -271,7 +291,7 @@ void ClusterService::Flush(Core core, Actions actions) {
 
 void ClusterService::Send(Core core, OutCall call) {
   const auto reply_later = [this, core, id = call.id](const Reply& reply, uint32_t) {
-    Post([this, core, id, reply]() KVC_NO_ANALYSIS { ReceiveReply(core, id, reply); });
+    RunSoon([this, core, id, reply]() KVC_NO_ANALYSIS { ReceiveReply(core, id, reply); });
   };
   const bool sent = call.to == options_.self
                         ? ReceiveLocal(std::move(call.request), reply_later)
@@ -312,7 +332,7 @@ void ClusterService::Restore(const BlockFacts& facts, uint64_t generation, uint6
 }
 
 void ClusterService::Sealed(const BlockFacts& facts, uint64_t generation) {
-  Post([this, facts, generation]() KVC_NO_ANALYSIS {
+  RunSoon([this, facts, generation]() KVC_NO_ANALYSIS {
     if (holder_ != nullptr) holder_->Sealed(parts_.clock->Monotonic(), facts, generation);
   });
 }
@@ -507,16 +527,8 @@ void ClusterService::ServeNames(const rdma::Bytes& bytes,
 }
 
 void ClusterService::ServeCore(const Asker& asker, const Request& request) {
-  if (mutex_.TryLock()) {
-    // What is queued comes first: it may be what this request relies on.
-    const bool first = QueueIsEmpty();
-    if (first) {
-      Receive(asker, request);
-      RunQueue();
-    }
-    mutex_.Unlock();
-    if (first) return;
-  }
+  const auto receive = [this, &asker, &request]() KVC_NO_ANALYSIS { Receive(asker, request); };
+  if (RunNow(std::cref(receive))) return;
   if (!Queue([this, asker, request]() KVC_NO_ANALYSIS { Receive(asker, request); }, true)) {
     asker.Answer(Plain(Code::kBusy));
   }

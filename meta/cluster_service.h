@@ -1,12 +1,12 @@
 // The serving half of a node: runs the metadata shard and the block holder, and answers peers.
 //
-// The two cores are under one lock. A request that finds it free is answered at once, on the
-// thread that brought it (a transport's, which must not wait); else it is queued for the thread
-// "cluster", which also ticks them. What blocks (bytes, CopyStore) is done by worker pools; Mark,
-// Free, Keep and Used by one thread, in the order in which the holder said them, and the answer to
-// a Mark goes out behind it. Threads: any. Lock order: mutex_, then a local caller's locks, then
-// queue_mutex_. Memory: requests that wait, at most `queue_max`; beyond it peers get kBusy. Source:
-// meta/CLUSTER.md, meta/metadata_shard.h, meta/block_holder.h.
+// The two cores are under one lock. A request, or an answer, that finds it free is served at once,
+// on the thread that brought it (a transport's, which must not wait); else it is queued for the
+// thread "cluster", which also ticks them. What blocks (bytes, CopyStore) is done by worker pools;
+// Mark, Free, Keep and Used by one thread, in the order in which the holder said them, and the
+// answer to a Mark goes out behind it. Threads: any. Lock order: mutex_, then a local caller's
+// locks, then queue_mutex_. Memory: requests that wait, at most `queue_max`; beyond it peers get
+// kBusy. Source: meta/CLUSTER.md, meta/metadata_shard.h, meta/block_holder.h.
 #pragma once
 
 #include <atomic>
@@ -110,8 +110,14 @@ class ClusterService final : public rdma::Service {
   bool has_holder() const { return (options_.roles & kRoleBlocks) != 0; }
 
   bool Queue(Event event, bool bounded) KVC_EXCLUDES(queue_mutex_);
-  bool QueueIsEmpty() KVC_EXCLUDES(queue_mutex_);
+  bool NothingWaits() KVC_EXCLUDES(queue_mutex_);  // and it is not stopping
   void Post(Event event) KVC_EXCLUDES(queue_mutex_) { (void)Queue(std::move(event), false); }
+  // Now, on this thread, if the cores and the queue are free; else it is queued. Whoever calls it
+  // holds no lock, unless it runs the cores.
+  void RunSoon(Event event) KVC_EXCLUDES(queue_mutex_);
+  bool RunNow(const Event& event) KVC_EXCLUDES(mutex_, queue_mutex_);
+  // This thread runs the cores, and will look at the queue again.
+  bool IsRunner() const { return runner_.load() == std::this_thread::get_id(); }
   void RunQueue() KVC_REQUIRES(mutex_) KVC_EXCLUDES(queue_mutex_);
   void RunLoop() KVC_EXCLUDES(mutex_, queue_mutex_);
   void TickCores() KVC_REQUIRES(mutex_);
@@ -143,6 +149,8 @@ class ClusterService final : public rdma::Service {
   uint64_t next_call_ KVC_GUARDED_BY(mutex_) = 1;
   bool marked_ KVC_GUARDED_BY(mutex_) = false;  // by the request that is being served
   Millis next_tick_ KVC_GUARDED_BY(mutex_){0};
+
+  std::atomic<std::thread::id> runner_;  // who holds mutex_ and will run the queue
 
   Mutex queue_mutex_;
   std::condition_variable queued_;

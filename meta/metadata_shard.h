@@ -219,6 +219,8 @@ class MetadataShard {
   struct Balance {
     bool on = false, weighs = true;  // first what each holder has, then what may move
     bool found_much = false;         // a holder had so little that it was worth a beginning
+    bool saw_promised = false;       // what could not move, but may later
+    Millis not_before{0};
     uint64_t moved_before = 0;
     uint32_t shard = 0;
     size_t bucket = 0;                          // of its records
@@ -300,7 +302,8 @@ class MetadataShard {
                    Actions* actions);
   void FinishOfRecord(Millis now, const TaskKey& key, const Task& task, const Reply& reply,
                       Actions* actions);
-  void SendDue(Millis now, Actions* actions);
+  void TakeReply(Millis now, uint64_t id, const Reply& reply, Actions* actions);
+  void SendDue(Millis now, Actions* actions, size_t most = SIZE_MAX);
 
   // shard_loading.cc
   void RestartTasks();

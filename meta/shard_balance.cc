@@ -8,6 +8,7 @@
 // made and marked first; only then the old one goes, and not while somebody may have been told of
 // it.
 #include <algorithm>
+#include <utility>
 
 #include "meta/metadata_shard.h"
 #include "meta/planted.h"
@@ -34,7 +35,7 @@ void MetadataShard::RunBalance(Millis now, Actions* actions) {
   const auto rate = static_cast<double>(options_.move_bytes_per_second);
   move_bytes_allowed_ =
       std::min(rate, move_bytes_allowed_ + rate * static_cast<double>(passed.count()) / 1000);
-  if (!balance_.on) return;
+  if (!balance_.on || now < balance_.not_before) return;
   for (const auto& shard : shards_) {
     if (shard != nullptr && (!shard->loaded || !shard->waiting.empty())) return;
   }
@@ -67,8 +68,10 @@ void MetadataShard::RunBalance(Millis now, Actions* actions) {
   }
   if (balance_.weighs) return EndWeighing();
   if (!moves_.empty()) return;
-  // Looked at everything. Again, if that helped: it may be enough now.
-  balance_.on = totals_.moved_total > balance_.moved_before;
+  // Looked at everything. Again, if that helped: it may be enough now. Or if it could not help yet.
+  const bool helped = totals_.moved_total > balance_.moved_before;
+  if (!helped) balance_.not_before = now + options_.times.lease + options_.times.lease_hold;
+  balance_.on = helped || std::exchange(balance_.saw_promised, false);
   balance_.weighs = true;
   balance_.shard = 0;
   balance_.room.clear();
@@ -102,9 +105,13 @@ void MetadataShard::StartMove(Millis now, const Record& record, Shard& shard) {
   const BlockFacts& facts = record.facts;
   if (record.state != State::kVisible || record.doomed || !record.committers.empty() ||
       shard.repairs.contains(facts.id) || moves_.contains(facts.id) ||
-      moves_.size() >= options_.moves_max || IsPromised(now, shard, record) ||
+      moves_.size() >= options_.moves_max ||
       std::any_of(record.copies.begin(), record.copies.end(),
                   [](const Copy& copy) { return !copy.marked || !copy.verified; })) {
+    return;
+  }
+  if (IsPromised(now, shard, record)) {
+    balance_.saw_promised = true;
     return;
   }
   const auto wanted = HoldersFor(view_, facts.id, WantedCopies(record), nullptr);

@@ -328,9 +328,10 @@ void MetadataShard::DropTasksOf(TaskKind kind, const BlockId& id) {
   }
 }
 
-void MetadataShard::SendDue(Millis now, Actions* actions) {
+void MetadataShard::SendDue(Millis now, Actions* actions, size_t most) {
   size_t sends = 0;
-  while (!due_.empty() && due_.begin()->first <= now && sends < options_.sends_per_tick) {
+  most = std::min(most, options_.sends_per_tick);
+  while (!due_.empty() && due_.begin()->first <= now && sends < most) {
     const uint64_t id = due_.begin()->second;
     due_.erase(due_.begin());
     Task& task = tasks_.at(keys_.at(id));
@@ -347,6 +348,14 @@ void MetadataShard::SendDue(Millis now, Actions* actions) {
 }
 
 void MetadataShard::ReceiveReply(Millis now, uint64_t id, const Reply& reply, Actions* actions) {
+  const uint64_t before = next_id_;
+  TakeReply(now, id, reply, actions);
+  // What it led to is not left to the next tick; no more, so that what waits does not go out at
+  // once.
+  SendDue(now, actions, next_id_ - before);
+}
+
+void MetadataShard::TakeReply(Millis now, uint64_t id, const Reply& reply, Actions* actions) {
   const auto at = keys_.find(id);
   if (at == keys_.end()) return;
   const TaskKey key = at->second;

@@ -13,6 +13,16 @@
 namespace kvcfs::meta {
 namespace {
 
+TEST(MetadataShardTest, WhatAPublishNeedsIsSaidWithoutWaitingForATick) {
+  SmallCluster cluster(3, 3);
+  const Millis begun = cluster.now;
+  // Parents and pointers are other nodes', and each step follows from the answer to the one before.
+  EXPECT_EQ(cluster.PublishChain(20, 2).size(), 20u);
+  const auto keys = cluster.PublishChain(1, 2, 100);
+  EXPECT_EQ(cluster.Drop(keys[0]).code, Code::kOk);
+  EXPECT_EQ(cluster.now, begun);
+}
+
 TEST(MetadataShardTest, WhatIsPublishedIsMatchedToItsEnd) {
   SmallCluster cluster(3, 2);
   const auto keys = cluster.PublishChain(40);
