@@ -1,6 +1,7 @@
 #include "meta/cluster_client.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "meta/planted.h"
 
@@ -44,21 +45,21 @@ void ClusterClient::Match(Millis now, uint64_t number, const SpaceId& space,
   std::vector<FoundBlock> found;
   const std::vector<GroupRange> ranges = GroupsOf(static_cast<uint32_t>(keys.size()));
   groups.reserve(ranges.size());
-  if (lease) {
+  for (const GroupRange& range : ranges) groups.emplace_back().range = range;
+  const auto look = [&](GroupCache& cache) {
     found.reserve(keys.size());
-    for (const GroupRange& range : ranges) cache_.Prefetch(space, keys[range.first]);
-  }
-  for (const GroupRange& range : ranges) {
-    GroupPart& part = groups.emplace_back();
-    part.range = range;
-    if (!lease) continue;
-    found.resize(range.first);
-    const auto until = cache_.Find(now, space, keys.subspan(range.first, range.count), &found);
-    if (!until.has_value()) continue;
-    part.answered = part.cached = true;
-    part.count = range.count;
-    part.lease_until = *until;
-  }
+    for (const GroupRange& range : ranges) cache.Prefetch(space, keys[range.first]);
+    for (GroupPart& part : groups) {
+      const GroupRange& range = part.range;
+      found.resize(range.first);
+      const auto until = cache.Find(now, space, keys.subspan(range.first, range.count), &found);
+      if (!until.has_value()) continue;
+      part.answered = part.cached = true;
+      part.count = range.count;
+      part.lease_until = *until;
+    }
+  };
+  if (lease) cache_->With(look);
   const auto is_answered = [](const GroupPart& part) { return part.answered; };
   if (std::all_of(groups.begin(), groups.end(), is_answered)) {
     auto outcome = EndOfMatch(now, groups, true, &found);
@@ -77,7 +78,7 @@ void ClusterClient::Match(Millis now, uint64_t number, const SpaceId& space,
 void ClusterClient::Stat(Millis now, uint64_t number, const BlockId& id, Millis timeout,
                          ClientActions* out) {
   Op& op = Begin(now, number, Kind::kStat, id, timeout);
-  op.where = cache_.Resolve(now, id);
+  Guess(now, op);
   Run(now, number, op, out);
 }
 
@@ -92,7 +93,7 @@ void ClusterClient::Create(Millis now, uint64_t number, const BlockId& id, const
     outcome.facts = op.facts;
     return End(number, std::move(outcome), out);
   }
-  op.where = cache_.Resolve(now, op.id);
+  Guess(now, op);
   Run(now, number, op, out);
 }
 
@@ -127,8 +128,9 @@ void ClusterClient::Read(Millis now, uint64_t number, const SpaceId& space, cons
 void ClusterClient::Drop(Millis now, uint64_t number, const BlockId& id, Millis timeout,
                          ClientActions* out) {
   Op& op = Begin(now, number, Kind::kDrop, id, timeout);
-  op.where = cache_.Resolve(now, id);
-  cache_.Forget(id);
+  Guess(now, op);
+  cache_->With([&](GroupCache& cache) { cache.Forget(id); });
+  published_.erase(id);
   Run(now, number, op, out);
 }
 
@@ -149,6 +151,15 @@ void ClusterClient::Leaves(Millis now, uint64_t number, const SpaceId& space, ui
 void ClusterClient::NoteUsed(const BlockId& id, const NodeId& holder) {
   std::set<BlockId>& ids = used_[holder];
   if (ids.size() < options_.used_max) ids.insert(id);
+}
+
+void ClusterClient::Guess(Millis now, Op& op) {
+  op.where = cache_->With([&](GroupCache& cache) { return cache.Resolve(now, op.id); });
+  if (op.where.has_value()) return;
+  const auto at = published_.find(op.id);
+  if (at == published_.end() || at->second.second <= now) return;
+  op.where = at->second.first;
+  op.guessed = true;
 }
 
 uint64_t ClusterClient::Send(Millis now, uint64_t number, Op& op, const NodeId& to,
@@ -323,17 +334,20 @@ void ClusterClient::ReceiveMatch(Millis now, uint64_t number, Op& op, const Call
     rest = rest.subspan(answer.count);
     const size_t end = part.range.first + std::min<size_t>(blocks.size(), part.range.count);
     if (op.found.size() < end) op.found.resize(end);
-    part.count = 0;  // a server's words are checked
-    for (; part.count < blocks.size() && part.count < part.range.count; ++part.count) {
-      const size_t at = part.range.first + part.count;
-      if (blocks[part.count].key != op.keys[at]) break;
-      op.found[at] = blocks[part.count];
+    part.count = static_cast<uint32_t>(end - part.range.first);
+    for (size_t at = part.range.first; at < end; ++at) {
+      op.found[at] = blocks[at - part.range.first];
+      op.found[at].key = op.keys[at];
     }
     part.answered = true;
     // Counted from when it was asked: the server counts from later.
     part.lease_until = answer.lease_ms == 0 ? Millis(0) : call.sent + Millis(answer.lease_ms);
     if (answer.lease_ms > 0) {
-      cache_.Put(op.id.space, part.range.first, blocks.first(part.count), part.lease_until);
+      const std::span<const FoundBlock> found(op.found);
+      cache_->With([&](GroupCache& cache) {
+        cache.Put(op.id.space, part.range.first, found.subspan(part.range.first, part.count),
+                  part.lease_until);
+      });
     }
   }
   FinishMatch(now, number, op, false, out);
@@ -394,11 +408,16 @@ void ClusterClient::ReceivePublish(Millis now, uint64_t number, Op& op, const Ca
   if (MayChange(reply.code)) return Retry(now, op);
   const auto* commit = std::get_if<CommitReply>(&reply.body);
   // Holders keep what is published, whatever they are told to discard.
-  Discard(op, out);
+  if (commit == nullptr || commit->kept < op.places.size()) Discard(op, out);
   Outcome outcome{};
   outcome.code = reply.code;
   outcome.facts = op.facts;
   if (commit != nullptr) outcome.copies = commit->copies;
+  if (reply.code == Code::kOk) {
+    // Whoever goes on writing behind it asks for it next.
+    if (published_.size() >= options_.published_max) published_.clear();
+    published_[op.facts.id] = {{op.facts.ordinal, op.facts.anchor}, now + options_.times.lease};
+  }
   End(number, std::move(outcome), out);
 }
 
@@ -418,7 +437,7 @@ void ClusterClient::RunRead(Millis now, uint64_t number, Op& op, ClientActions* 
     return;
   }
   if (!op.calls.empty()) return;
-  cache_.Forget(op.id);
+  cache_->With([&](GroupCache& cache) { cache.Forget(op.id); });
   Outcome outcome{};
   outcome.code = Code::kNotFound;
   End(number, std::move(outcome), out);
@@ -438,7 +457,8 @@ void ClusterClient::ReceiveRead(Millis now, uint64_t number, Op& op, uint64_t id
   }
   if (answered || reply.code == Code::kNotFound || reply.code == Code::kCorrupt) {
     // It is not there, and should be: the owner of the shard finds out.
-    if (const auto where = cache_.Resolve(now, op.id); where.has_value()) {
+    const auto where = cache_->With([&](GroupCache& cache) { return cache.Resolve(now, op.id); });
+    if (where.has_value()) {
       const NodeId& owner = placement_.OwnerOf(BlockId{op.id.space, where->anchor});
       if (owner.valid()) Tell(owner, MissingRequest{op.id, where->anchor, call.place}, out);
     }
@@ -469,6 +489,11 @@ void ClusterClient::ReceiveReply(Millis now, uint64_t id, const Reply& reply, Cl
 void ClusterClient::ReceiveOther(Millis now, uint64_t number, Op& op, const Reply& reply,
                                  ClientActions* out) {
   if (MayChange(reply.code)) return Retry(now, op);
+  if (reply.code == Code::kNotFound && std::exchange(op.guessed, false)) {
+    published_.erase(op.id);
+    op.where.reset();
+    return Run(now, number, op, out);
+  }
   Outcome outcome{};
   outcome.code = reply.code;
   if (const auto* resolved = std::get_if<ResolveReply>(&reply.body);

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <span>
@@ -17,7 +18,7 @@
 #include <vector>
 
 #include "meta/cluster_messages.h"
-#include "meta/group_cache.h"
+#include "meta/shared_group_cache.h"
 
 namespace kvcfs::meta {
 
@@ -48,9 +49,11 @@ class ClusterClient {
     NodeId self;
     ClusterTimes times;
     size_t cache_groups_max = 65536;
-    size_t used_max = 1024;  // reports of use that wait, a holder
+    size_t used_max = 1024;       // reports of use that wait, a holder
+    size_t published_max = 4096;  // blocks published here, of which it is known where they are
   };
-  explicit ClusterClient(Options options) : options_(options), cache_(options.cache_groups_max) {}
+  explicit ClusterClient(Options options)
+      : options_(options), cache_(std::make_shared<SharedGroupCache>(options.cache_groups_max)) {}
 
   void SetView(Millis now, const ClusterView& view, ClientActions* out);
 
@@ -85,7 +88,8 @@ class ClusterClient {
   void Tick(Millis now, ClientActions* out);
   Millis NextTick() const;
 
-  const GroupCache& cache() const { return cache_; }
+  // May be asked beside this, by any thread.
+  const std::shared_ptr<SharedGroupCache>& cache() const { return cache_; }
   uint64_t epoch() const { return view_.epoch; }
   size_t operations() const { return ops_.size(); }
 
@@ -114,6 +118,7 @@ class ClusterClient {
     Millis retry{-1};  // when to ask again; negative: not
     BlockId id;        // what it is about; of Match only the space
     std::optional<ResolveReply> where;
+    bool guessed = false;         // `where`; when it is not there, its key shard is asked
     std::vector<uint64_t> calls;  // under way
     bool lease = true;
     std::vector<BlockKey> keys;
@@ -157,6 +162,8 @@ class ClusterClient {
                    const Reply& reply, ClientActions* out);
   void ReceiveOther(Millis now, uint64_t number, Op& op, const Reply& reply, ClientActions* out);
   void Discard(const Op& op, ClientActions* out);
+  // Where the block of `op` is, if that is known here.
+  void Guess(Millis now, Op& op);
   uint64_t Send(Millis now, uint64_t number, Op& op, const NodeId& to, RequestBody body,
                 ClientActions* out);
   // False: nobody owns it now; tried again later.
@@ -169,10 +176,12 @@ class ClusterClient {
   const Options options_;
   ClusterView view_;
   Placement placement_;
-  GroupCache cache_;
+  const std::shared_ptr<SharedGroupCache> cache_;
   std::map<uint64_t, Op> ops_;
   std::map<uint64_t, Call> calls_;
   std::map<NodeId, std::set<BlockId>> used_;
+  // By this client, lately: until when it is believed to be there still.
+  std::map<BlockId, std::pair<ResolveReply, Millis>> published_;
   Millis used_due_{0};
   uint64_t next_call_ = 1;
 };

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/brief_lock.h"
 #include "base/crc32c.h"
 #include "base/log.h"
 
@@ -62,7 +63,8 @@ ClusterFront::ClusterFront(const NodeId& self, const ClusterTimes& times, const 
         options.self = self;
         options.times = times;
         return options;
-      }()) {}
+      }()),
+      cache_(client_.cache()) {}
 
 void ClusterFront::Start() {
   ticks_ = std::thread([this] { RunTicks(); });
@@ -112,9 +114,11 @@ void ClusterFront::NoteUsed(const BlockId& id, const NodeId& holder) {
 
 void ClusterFront::Describe(ClusterStatus* status) {
   const MutexLock lock(mutex_);
-  status->cached_groups = client_.cache().size();
-  status->cache_hits_total = client_.cache().hits();
-  status->cache_misses_total = client_.cache().misses();
+  cache_->With([&](const GroupCache& cache) {
+    status->cached_groups = cache.size();
+    status->cache_hits_total = cache.hits();
+    status->cache_misses_total = cache.misses();
+  });
   status->operations = client_.operations();
 }
 
@@ -124,7 +128,7 @@ Outcome ClusterFront::Run(const Begin& begin, std::span<const std::byte> send,
   std::optional<OutCall> own_call;
   uint64_t op = 0;
   {
-    const MutexLock lock(mutex_);
+    const BriefLock lock(mutex_);
     if (stopping_) {
       Outcome outcome{};
       outcome.code = Code::kCancelled;
@@ -197,7 +201,7 @@ std::optional<OutCall> ClusterFront::CallAndDeliver(const OutCall& call, uint64_
 }
 
 std::optional<OutCall> ClusterFront::Deliver(uint64_t call, const Reply& reply, uint64_t own) {
-  const MutexLock lock(mutex_);
+  const BriefLock lock(mutex_);
   if (stopping_) return std::nullopt;
   ClientActions actions;
   client_.ReceiveReply(clock_->Monotonic(), call, reply, &actions);

@@ -45,6 +45,11 @@ class ClusterFront {
   // Runs one to its end. `send`: bytes of Put calls; `into`: of the block that is read.
   Outcome Run(const Begin& begin, std::span<const std::byte> send = {},
               std::span<std::byte> into = {}) KVC_EXCLUDES(mutex_);
+  // Of a request all of which is leased here; nothing: Run it. Waits for nobody who is at Run.
+  std::optional<GroupCache::Chain> FindLeased(const SpaceId& space,
+                                              std::span<const BlockKey> keys) {
+    return cache_->FindChain(clock_->Monotonic(), space, keys);
+  }
   void NoteUsed(const BlockId& id, const NodeId& holder) KVC_EXCLUDES(mutex_);
   void Describe(ClusterStatus* status) KVC_EXCLUDES(mutex_);
 
@@ -98,6 +103,7 @@ class ClusterFront {
   Mutex mutex_;
   std::condition_variable stop_;
   ClusterClient client_ KVC_GUARDED_BY(mutex_);
+  const std::shared_ptr<SharedGroupCache> cache_;  // the client's
   std::map<uint64_t, WaiterPtr> waiters_ KVC_GUARDED_BY(mutex_);
   uint64_t next_op_ KVC_GUARDED_BY(mutex_) = 1;
   bool stopping_ KVC_GUARDED_BY(mutex_) = false;

@@ -1,5 +1,6 @@
 #include "meta/cluster_messages.h"
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -95,6 +96,11 @@ inline constexpr bool kIsVector<std::vector<T>> = true;
 template <>
 inline constexpr bool kIsVector<PlaceList> = true;
 
+// Of a block in the answer to a match, without places; of each place.
+constexpr size_t kFoundBytesMin = 4 * sizeof(uint32_t) + sizeof(uint8_t);
+constexpr size_t kFoundPlaceBytes = sizeof(uint16_t) + sizeof(uint64_t);
+static_assert(sizeof(NodeId) == 16);
+
 struct Put {
   rdma::Writer& writer;
 
@@ -133,15 +139,37 @@ struct Put {
       keys = keys.subspan(bytes);
     }
   }
+  // Keys are not said again: whoever asked knows them. Nodes are said once.
   void operator()(const MatchReply& match) {
-    writer.Reserve(16 + 9 * match.groups.size() + 80 * match.blocks.size());
+    std::vector<NodeId> nodes;
+    size_t places = 0, last = 0;
+    const auto index_of = [&](const NodeId& node) {
+      if (last == nodes.size() || nodes[last] != node) {
+        last = static_cast<size_t>(std::find(nodes.begin(), nodes.end(), node) - nodes.begin());
+      }
+      return last;
+    };
+    for (const FoundBlock& block : match.blocks) {
+      places += block.places.size();
+      for (const Place& place : block.places) {
+        if (index_of(place.node) == nodes.size()) nodes.push_back(place.node);
+      }
+    }
+    writer.Reserve(8 + 9 * match.groups.size() + sizeof(NodeId) * nodes.size() +
+                   kFoundBytesMin * match.blocks.size() + kFoundPlaceBytes * places);
     writer.U32(static_cast<uint32_t>(match.groups.size()));
-    std::span blocks(match.blocks);
     for (const GroupAnswer& group : match.groups) {
       (*this)(group.code);
       writer.U32(group.lease_ms).U32(group.count);
-      for (const FoundBlock& block : blocks.first(group.count)) (*this)(block);
-      blocks = blocks.subspan(group.count);
+    }
+    writer.U16(static_cast<uint16_t>(nodes.size()));
+    for (const NodeId& node : nodes) (*this)(node);
+    for (const FoundBlock& block : match.blocks) {
+      writer.U32(block.length).U32(block.crc32c).U32(block.mtime_s).U32(block.children);
+      writer.U8(static_cast<uint8_t>(block.places.size()));
+      for (const Place& place : block.places) {
+        writer.U16(static_cast<uint16_t>(index_of(place.node))).U64(place.generation);
+      }
     }
   }
 };
@@ -197,13 +225,32 @@ struct Get {
     }
   }
   void operator()(MatchReply& match) {
+    size_t count = 0;
     match.groups.resize(reader.Count(sizeof(uint8_t) + 2 * sizeof(uint32_t)));
-    match.blocks.reserve(reader.left() / SmallestSize<FoundBlock>());
     for (GroupAnswer& group : match.groups) {
       (*this)(group.code);
       group.lease_ms = reader.U32();
-      group.count = reader.Count(SmallestSize<FoundBlock>());
-      for (uint32_t i = 0; i < group.count; ++i) (*this)(match.blocks.emplace_back());
+      count += group.count = reader.U32();
+    }
+    const size_t node_count = reader.U16();
+    valid = valid && node_count <= reader.left() / sizeof(NodeId);
+    if (!valid) return;
+    std::vector<NodeId> nodes(node_count);
+    for (NodeId& node : nodes) (*this)(node);
+    valid = count <= reader.left() / kFoundBytesMin;
+    if (!valid) return;
+    match.blocks.resize(count);
+    for (FoundBlock& block : match.blocks) {
+      block.length = reader.U32();
+      block.crc32c = reader.U32();
+      block.mtime_s = reader.U32();
+      block.children = reader.U32();
+      for (uint8_t left = reader.U8(); left > 0; --left) {
+        const size_t node = reader.U16();
+        valid = valid && node < nodes.size();
+        if (!valid) return;
+        block.places.push_back({nodes[node], reader.U64()});
+      }
     }
   }
 

@@ -74,7 +74,8 @@ struct GroupAnswer {
 };
 struct MatchReply {
   std::vector<GroupAnswer> groups{};
-  std::vector<FoundBlock> blocks{};  // of all groups, one after the other
+  // Of all groups, one after the other. Without keys: they are those of the request, in order.
+  std::vector<FoundBlock> blocks{};
 };
 
 // Where the record of a block is, by its key alone.

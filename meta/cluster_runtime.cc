@@ -128,6 +128,13 @@ void ClusterRuntime::EndParts() {
 
 Result<MatchedPrefix> ClusterRuntime::Match(const SpaceId& space, std::span<const BlockKey> keys,
                                             bool lease, Millis timeout) {
+  if (lease) {
+    auto leased = front_.FindLeased(space, keys);
+    if (leased.has_value()) {
+      return MatchedPrefix{std::move(leased->blocks), leased->lease_until,
+                           static_cast<uint32_t>(keys.size())};
+    }
+  }
   const auto begin = [&](ClusterClient& client, Millis now, uint64_t op, ClientActions* out) {
     client.Match(now, op, space, keys, lease, timeout, out);
   };

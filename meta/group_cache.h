@@ -28,6 +28,12 @@ class GroupCache {
   // end of their leases.
   std::optional<Millis> Find(Millis now, const SpaceId& space, std::span<const BlockKey> keys,
                              std::vector<FoundBlock>* found);
+  // All of a chain, from its root on, or nothing.
+  struct Chain {
+    std::vector<FoundBlock> blocks;
+    Millis lease_until{0};
+  };
+  std::optional<Chain> FindChain(Millis now, const SpaceId& space, std::span<const BlockKey> keys);
   // Before groups are asked for one after the other.
   void Prefetch(const SpaceId& space, const BlockKey& anchor) const {
     index_.Prefetch(Hash({space, anchor}));
@@ -72,6 +78,7 @@ class GroupCache {
     return hash == 0 ? 1 : hash;
   }
   uint32_t SlotOf(const BlockId& anchor) const;  // kNone: it is not here
+  void PrefetchBlocks(uint32_t slot, size_t count) const;
   // The child with that key; kNone: none.
   static uint32_t ChildOf(const Group& group, uint32_t parent, const BlockKey& key);
   uint32_t Add(const BlockId& anchor);

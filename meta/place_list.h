@@ -31,10 +31,10 @@ class PlaceList {
   PlaceList() = default;
   PlaceList(std::initializer_list<Place> places) : PlaceList(places.begin(), places.end()) {}
   PlaceList(const Place* begin, const Place* end) { assign(begin, end); }
-  PlaceList(const PlaceList& other) { assign(other.begin(), other.end()); }
+  PlaceList(const PlaceList& other) { Copy(other); }
   PlaceList(PlaceList&& other) noexcept { swap(other); }
   PlaceList& operator=(const PlaceList& other) {
-    if (this != &other) assign(other.begin(), other.end());
+    if (this != &other) Copy(other);
     return *this;
   }
   PlaceList& operator=(PlaceList&& other) noexcept {
@@ -73,6 +73,11 @@ class PlaceList {
  private:
   static constexpr uint32_t kNear = 2;
 
+  void Copy(const PlaceList& other) {
+    if (far_ != nullptr || other.far_ != nullptr) return assign(other.begin(), other.end());
+    near_ = other.near_;  // all of it: faster than as many as there are
+    size_ = other.size_;
+  }
   void swap(PlaceList& other) {
     std::swap(near_, other.near_);
     std::swap(far_, other.far_);

@@ -395,7 +395,15 @@ void World::DeliverReply(const Asked& asked, const Reply& reply) {
       read_bytes_[{node.index, asked.id}] = asked.bulk;
     }
     meta::ClientActions client_actions;
-    node.client->ReceiveReply(now_, asked.id, reply, &client_actions);
+    if (std::holds_alternative<meta::MatchReply>(reply.body)) {
+      // By way of its bytes, which do not say everything.
+      const auto method = meta::MethodOf(meta::MatchRequest{});
+      const auto decoded = meta::DecodeReply(method, meta::Encode(reply));
+      if (!decoded.has_value()) return model_.Violate("a reply did not survive its encoding");
+      node.client->ReceiveReply(now_, asked.id, *decoded, &client_actions);
+    } else {
+      node.client->ReceiveReply(now_, asked.id, reply, &client_actions);
+    }
     DoClient(node, client_actions);
     read_bytes_.erase({node.index, asked.id});
   }

@@ -1,5 +1,7 @@
 #include "meta/cluster_client.h"
 
+#include <utility>
+
 #include <gtest/gtest.h>
 
 #include "tests/unit/meta/small_cluster.h"
@@ -107,6 +109,67 @@ TEST(ClusterClientTest, WithFewerHoldersThanWantedThereAreAsManyCopiesUntilOther
   EXPECT_EQ(cluster.CompleteFetches(Code::kOk), 4u);
   cluster.Advance(Millis(1000));
   EXPECT_EQ(CopiesOf(cluster, keys), 8u);
+}
+
+template <typename T>
+size_t Asked(const SmallCluster& cluster) {
+  return CountOf(cluster.sent, RequestBody(T{}).index());
+}
+
+TEST(ClusterClientTest, ABlockBehindOneThatWasJustPublishedTakesThreeCalls) {
+  SmallCluster cluster(2, 3);
+  const auto keys = cluster.PublishChain(7);
+  cluster.sent.clear();
+  const Outcome created = cluster.Create(ChainKey(keys[6], 1), keys[6]);
+  ASSERT_EQ(created.code, Code::kOk);
+  ASSERT_EQ(cluster.Publish(created.facts, 77, 1).code, Code::kOk);
+  EXPECT_EQ(cluster.sent.size(), 3u);
+  EXPECT_EQ(Asked<ReserveRequest>(cluster), 1u);
+  EXPECT_EQ(Asked<PutRequest>(cluster), 1u);
+  EXPECT_EQ(Asked<CommitRequest>(cluster), 1u);
+  // Copies are put at once, and a second one makes nothing longer.
+  cluster.sent.clear();
+  ClientActions out;
+  BlockFacts facts = cluster.Create(ChainKey(keys[6], 2), keys[6]).facts;
+  facts.length = 4096;
+  facts.replicas = 2;
+  cluster.client->Publish(cluster.now, 900, facts, {}, Millis(2000), &out);
+  EXPECT_EQ(CountOf(out.calls, RequestBody(PutRequest{}).index()), 2u);
+  cluster.TakeClient(out);
+  cluster.Settle();
+  EXPECT_EQ(cluster.outcomes.at(900).copies, 2u);
+  EXPECT_EQ(cluster.sent.size(), 4u);
+}
+
+TEST(ClusterClientTest, WhereAPublishedBlockWasIsOnlyAGuess) {
+  SmallCluster cluster(2, 1);
+  const auto keys = cluster.PublishChain(3);
+  // Others drop it.
+  ClusterClient other({.self = {9, 10}, .times = {}});
+  ClientActions ignored;
+  other.SetView(cluster.now, cluster.view, &ignored);
+  ClientActions out;
+  other.Drop(cluster.now, 1, {kTestSpace, keys[2]}, Millis(8000), &out);
+  for (int round = 0; round < 2; ++round) {
+    const auto calls = std::exchange(out, {}).calls;
+    for (const OutCall& call : calls) {
+      cluster.Call(call, [&, id = call.id](const Reply& reply) {
+        other.ReceiveReply(cluster.now, id, reply, &out);
+      });
+    }
+    cluster.Settle();
+  }
+  ASSERT_EQ(out.outcomes.size(), 1u);
+  ASSERT_EQ(out.outcomes[0].code, Code::kOk);
+  cluster.sent.clear();
+  EXPECT_EQ(cluster.Create(ChainKey(keys[2], 1), keys[2]).code, Code::kNotFound);
+  EXPECT_EQ(Asked<ReserveRequest>(cluster), 1u);
+  EXPECT_EQ(Asked<ResolveRequest>(cluster), 1u) << "its key shard knows better";
+  // And it is not guessed for ever.
+  cluster.sent.clear();
+  cluster.Advance(Millis(31'000));
+  EXPECT_EQ(cluster.Create(ChainKey(keys[1], 1), keys[1]).code, Code::kOk);
+  EXPECT_EQ(Asked<ResolveRequest>(cluster), 1u);
 }
 
 TEST(ClusterClientTest, AHolderThatIsAwayIsWaitedForHalfOfTheTime) {
@@ -221,7 +284,7 @@ TEST_F(ReadTest, BytesOfAnotherBlockGenerationOrSumAreNotTaken) {
 TEST_F(ReadTest, NowhereIsAMissAndIsReported) {
   EXPECT_EQ(Read().code, Code::kNotFound);
   EXPECT_GE(CountOf(cluster_.sent, RequestBody(MissingRequest{}).index()), 1u);
-  EXPECT_EQ(cluster_.client->cache().size(), 0u);
+  cluster_.client->cache()->With([](const GroupCache& cache) { EXPECT_EQ(cache.size(), 0u); });
 }
 
 TEST_F(ReadTest, ASlowHolderIsHedged) {

@@ -111,6 +111,31 @@ TEST(ClusterMessagesTest, EveryReplyComesBackAsItWas) {
   EXPECT_EQ(stale->epoch, 9u);
 }
 
+TEST(ClusterMessagesTest, AnAnswerToAMatchSaysNoKeysAndEachNodeOnce) {
+  MatchReply match;
+  match.groups = {{Code::kOk, 30, 100}};
+  for (uint64_t i = 0; i < 100; ++i) {
+    FoundBlock block{ChainKey({}, i), 10, 11, 12, {}};
+    for (uint64_t at = 0; at < i % 4; ++at) block.places.push_back({{1, (i + at) % 5}, i});
+    block.children = static_cast<uint32_t>(i);
+    match.blocks.push_back(block);
+  }
+  rdma::Bytes bytes = Encode(Reply{Code::kOk, 7, match});
+  EXPECT_LT(bytes.size(), 100u * (17 + 10 * 3 / 2) + 200);
+  const auto reply = DecodeReply(MethodOf(MatchRequest{}), bytes);
+  ASSERT_TRUE(reply.ok());
+  const auto& blocks = std::get<MatchReply>(reply->body).blocks;
+  ASSERT_EQ(blocks.size(), 100u);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    FoundBlock expected = match.blocks[i];
+    expected.key = {};
+    EXPECT_EQ(blocks[i], expected) << i;
+  }
+  // The last place is of a node that was not named.
+  bytes[bytes.size() - 10] = std::byte{5};
+  EXPECT_EQ(DecodeReply(MethodOf(MatchRequest{}), bytes).code(), Code::kCorrupt);
+}
+
 TEST(ClusterMessagesTest, WhatIsCutShortOrTooLongIsRefused) {
   for (const RequestBody& body : OneOfEach()) {
     rdma::Bytes bytes = Encode(Request{42, body});

@@ -41,6 +41,35 @@ TEST(GroupCacheTest, AllKeysOrNothing) {
   EXPECT_EQ(cache.misses(), 2u);
 }
 
+TEST(GroupCacheTest, AChainOfManyGroupsOrNothing) {
+  GroupCache cache(1000);
+  std::vector<BlockKey> keys;
+  for (uint64_t i = 0; i < 300; ++i) keys.push_back(Key(i));
+  const auto put = [&](const GroupRange& range) {
+    const auto begin = keys.begin() + range.first;
+    cache.Put(kSpace, range.first, Blocks({begin, begin + range.count}),
+              kNow + Millis(10 + range.first));
+  };
+  const auto ranges = GroupsOf(300);
+  for (const GroupRange& range : ranges) {
+    if (range.first != 8) put(range);
+  }
+  EXPECT_FALSE(cache.FindChain(kNow, kSpace, keys).has_value()) << "a group is missing";
+  EXPECT_TRUE(cache.FindChain(kNow, kSpace, std::span(keys).first(8)).has_value());
+  put({8, 8});
+  for (const size_t count : {1, 2, 7, 8, 9, 16, 31, 64, 65, 200, 300}) {
+    const auto chain = cache.FindChain(kNow, kSpace, std::span(keys).first(count));
+    ASSERT_TRUE(chain.has_value()) << count;
+    EXPECT_EQ(chain->blocks, Blocks({keys.begin(), keys.begin() + static_cast<long>(count)}));
+    EXPECT_EQ(chain->lease_until, kNow + Millis(10)) << "the earliest";
+  }
+  EXPECT_FALSE(cache.FindChain(kNow, {1, 3}, keys).has_value());
+  EXPECT_FALSE(cache.FindChain(kNow + Millis(10), kSpace, keys).has_value());
+  EXPECT_FALSE(cache.FindChain(kNow, kSpace, {}).has_value());
+  keys.push_back(Key(5000));
+  EXPECT_FALSE(cache.FindChain(kNow, kSpace, keys).has_value());
+}
+
 TEST(GroupCacheTest, NotLongerThanTheLease) {
   GroupCache cache(10);
   cache.Put(kSpace, 0, Blocks({Key(1)}), kNow + Millis(10));
