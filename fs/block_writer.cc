@@ -34,6 +34,24 @@ constexpr int kReleaseTries = 60;
 constexpr int kReleaseYields = 20;
 constexpr std::chrono::microseconds kReleasePause{50};
 
+// True of a process that exits. Who writes blocks closes many, one after the other, so what was
+// opened for the last call is kept: more than 1 us of what close() takes. It names that very
+// process, and cannot be read once another one has its number.
+bool HasNoMemory(pid_t pid) {
+  thread_local pid_t known = 0;
+  thread_local Fd statm;
+  char pages[2];
+  const auto read = [&] { return ::pread(statm.get(), pages, sizeof pages, 0) == sizeof pages; };
+  if (known != pid || !statm.valid() || !read()) {
+    char path[64];
+    std::snprintf(path, sizeof path, "/proc/%d/statm", pid);
+    statm = Fd(::open(path, O_RDONLY | O_CLOEXEC));
+    known = pid;
+    if (!statm.valid() || !read()) return false;
+  }
+  return pages[0] == '0';
+}
+
 // True if the process dies by a signal: while it exits, its files are closed by the kernel, its
 // memory is gone already (statm says 0), and stat tells the exit code.
 // One that executes another program closes files, too, and waits for us with its exec_update_lock
@@ -41,13 +59,9 @@ constexpr std::chrono::microseconds kReleasePause{50};
 // who has no memory, and so cannot be there.
 // Source: proc(5), fields 9 (flags) and 52 (exit_code); kernel/exit.c do_exit(); fs/exec.c.
 bool DiesBySignal(pid_t pid) {
-  if (pid <= 0) return false;  // of another pid namespace: cannot be seen
+  if (pid <= 0) return false;           // of another pid namespace: cannot be seen
+  if (!HasNoMemory(pid)) return false;  // alive and well
   char path[64];
-  std::snprintf(path, sizeof path, "/proc/%d/statm", pid);
-  char pages[16];
-  const Fd memory(::open(path, O_RDONLY | O_CLOEXEC));
-  if (!memory.valid() || ::read(memory.get(), pages, sizeof pages) < 2) return false;
-  if (pages[0] != '0') return false;  // alive and well
   std::snprintf(path, sizeof path, "/proc/%d/stat", pid);
   const Fd fd(::open(path, O_RDONLY | O_CLOEXEC));
   if (!fd.valid()) return false;
