@@ -95,11 +95,23 @@ TEST(CpuWarmerTest, StaysWhereSomebodyHasPutTheProcessSince) {
   CPU_ZERO(&one);
   CPU_SET(static_cast<size_t>(::sched_getcpu()), &one);
   PutAllThreadsOn(one);
-  for (unsigned i = 0; i < 100 * CpuWarmer::kCalls; ++i) {
-    warmer.Called(::gettid(), steady_clock::now());
-    if (i % CpuWarmer::kCalls == 0) ::sched_yield();
-    ASSERT_EQ(warmer.turning(), 0u);
+  // A thread that was told to turn before may do so now; then none does any more.
+  const auto stays_away = [&] {
+    const auto end = steady_clock::now() + std::chrono::milliseconds(20);
+    while (steady_clock::now() < end) {
+      warmer.Called(::gettid(), steady_clock::now());
+      ::sched_yield();
+      if (warmer.turning() > 0) return false;
+    }
+    return true;
+  };
+  int rounds = 0;
+  for (const auto end = steady_clock::now() + std::chrono::seconds(60);
+       rounds < 3 && steady_clock::now() < end;) {
+    rounds = stays_away() ? rounds + 1 : 0;
+    ASSERT_TRUE(EndsSoon(warmer));
   }
+  EXPECT_EQ(rounds, 3);
   PutAllThreadsOn(all);
   EXPECT_TRUE(CallUntil(warmer, [&] { return warmer.turning() > 0; }));
 }
