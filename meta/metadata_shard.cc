@@ -426,6 +426,7 @@ Code MetadataShard::ReleaseOne(Millis now, const NodeId& holder, const ReleaseIt
   const bool counts = asker != nullptr && TakesBlocks(*asker) && copy->verified;
   const size_t others = StayingCopies(*record) - (counts ? 1 : 0);
   if (others > 0 && others >= WantedCopies(*record)) {
+    if (!IsTold(item.id)) return Code::kBusy;
     RemoveCopy(now, *shard, *record, place, actions);
     return grant();
   }

@@ -292,7 +292,11 @@ class MetadataShard {
   Task& EnsureTask(const TaskKey& key, uint32_t shard);
   void DropTask(const TaskKey& key);
   void DropTasksOf(TaskKind kind, const BlockId& id);
+  void AskAttach(Shard& shard, const Record& record);
+  void AskPoint(Shard& shard, const Record& record);
   void AskMark(Shard& shard, const Record& record, const Place& place);
+  void TellAgain(Shard& shard, const Record& record);
+  bool IsTold(const BlockId& id) const;  // nobody is to be told of it
   // A copy of no record. Until its holder has answered, nothing may be made of it.
   void ForgetStray(Shard& shard, const BlockId& id, const Place& place);
   bool IsForgotten(const BlockId& id, const Place& place) const {

@@ -175,7 +175,7 @@ void MetadataShard::FinishMoves(Millis now, Actions* actions) {
     if ((!move.made && !early) || !shard.waiting.empty() || record->state != State::kVisible) {
       continue;
     }
-    if (!early && !copy_at(move.to)->marked) continue;
+    if (!early && !(copy_at(move.to)->marked && IsTold(id))) continue;
     if (IsPromised(now, shard, *record)) {
       if (now >= move.until) moves_.erase(id);  // so many ask for it that two copies are right
       continue;

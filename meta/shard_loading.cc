@@ -193,10 +193,7 @@ void MetadataShard::RestartRecords(Millis now, Shard& shard, const Placement& be
       const uint32_t parent_shard = ShardOf(record->facts.parent_anchor_id());
       if (before.OwnerOf(parent_shard) != placement_.OwnerOf(parent_shard) ||
           before.IncarnationOf(parent_shard) != placement_.IncarnationOf(parent_shard)) {
-        Task& task = EnsureTask({TaskKind::kAttach, id, {}, {}, 0}, shard.number);
-        task.body =
-            AttachRequest{id, record->facts.parent, record->facts.parent_anchor, record->attach_id};
-        task.target_anchor = record->facts.parent_anchor_id();
+        AskAttach(shard, *record);
       }
     }
     NoteRepair(shard, *record);

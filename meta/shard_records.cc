@@ -64,16 +64,10 @@ void MetadataShard::Advance(Millis now, Shard& shard, Record& record, Actions* a
       }
       record.attached = true;
     } else {
-      Task& task = EnsureTask({TaskKind::kAttach, facts.id, {}, {}, 0}, shard.number);
-      task.body = AttachRequest{facts.id, facts.parent, facts.parent_anchor, record.attach_id};
-      task.target_anchor = facts.parent_anchor_id();
+      AskAttach(shard, record);
     }
   }
-  if (!record.pointed) {
-    Task& task = EnsureTask({TaskKind::kPoint, facts.id, {}, {}, 0}, shard.number);
-    task.body = PointRequest{facts.id, facts.ordinal, facts.anchor, record.attach_id};
-    task.target_anchor = facts.id;
-  }
+  if (!record.pointed) AskPoint(shard, record);
   if (!record.attached || !record.pointed) return;
   bool all_marked = true;
   for (const Copy& copy : record.copies) {
@@ -83,6 +77,33 @@ void MetadataShard::Advance(Millis now, Shard& shard, Record& record, Actions* a
   }
   if (record.copies.empty()) return Doom(now, shard, record, actions);
   if (all_marked || KVC_PLANTED(12)) BecomeVisible(now, shard, record, actions);
+}
+
+// Who loads the shard of the parent, or of the pointer, just now has maybe asked this copy's holder
+// before it had it; the other copies stay until it was told.
+void MetadataShard::TellAgain(Shard& shard, const Record& record) {
+  const BlockFacts& facts = record.facts;
+  if (facts.has_parent_elsewhere()) AskAttach(shard, record);
+  AskPoint(shard, record);
+}
+
+bool MetadataShard::IsTold(const BlockId& id) const {
+  return !tasks_.contains({TaskKind::kAttach, id, {}, {}, 0}) &&
+         !tasks_.contains({TaskKind::kPoint, id, {}, {}, 0});
+}
+
+void MetadataShard::AskAttach(Shard& shard, const Record& record) {
+  const BlockFacts& facts = record.facts;
+  Task& task = EnsureTask({TaskKind::kAttach, facts.id, {}, {}, 0}, shard.number);
+  task.body = AttachRequest{facts.id, facts.parent, facts.parent_anchor, record.attach_id};
+  task.target_anchor = facts.parent_anchor_id();
+}
+
+void MetadataShard::AskPoint(Shard& shard, const Record& record) {
+  const BlockFacts& facts = record.facts;
+  Task& task = EnsureTask({TaskKind::kPoint, facts.id, {}, {}, 0}, shard.number);
+  task.body = PointRequest{facts.id, facts.ordinal, facts.anchor, record.attach_id};
+  task.target_anchor = facts.id;
 }
 
 void MetadataShard::AskMark(Shard& shard, const Record& record, const Place& place) {
@@ -468,6 +489,7 @@ void MetadataShard::FinishOfRecord(Millis now, const TaskKey& key, const Task& t
         if (copy.place == place) copy.marked = copy.verified = true;
       }
       if (record->state == State::kPending) return Advance(now, shard, *record, actions);
+      if (!record->doomed) TellAgain(shard, *record);
       NoteVerified(shard, *record);
       return AnswerCommitters(*record, actions);
     case TaskKind::kForget:

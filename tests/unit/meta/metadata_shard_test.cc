@@ -459,6 +459,39 @@ TEST_F(AwayTest, NorWhereTheShardsChangedHandsMeanwhile) {
   EXPECT_TRUE(cluster_.nodes[4]->store.marked.empty());
 }
 
+// Who loads the parent's shard, or the pointer's, while a copy moves may have asked the one holder
+// before it had it and the other when it had it no more (seed 4121 of the simulator).
+TEST(MetadataShardTest, ACopyMoreIsToldToTheParentsShardBeforeAnotherGoes) {
+  SmallCluster cluster(2, 2);
+  const BlockKey root = cluster.PublishChain(1).at(0);
+  const BlockId id{kTestSpace, ChainKey(root, 1)};
+  const BlockFacts facts = cluster.Create(id.key, root).facts;
+  ASSERT_EQ(cluster.Publish(facts, 77, 1).code, Code::kOk);
+  const Place first = cluster.Match({root, id.key}).blocks.at(1).places[0];
+  int attaches = 0;
+  bool holding = true;
+  cluster.holds = [&](const OutCall& call, const std::function<void(const Reply&)>&) {
+    const auto* attach = std::get_if<AttachRequest>(&call.request.body);
+    if (attach == nullptr || attach->child != id) return false;
+    ++attaches;
+    return holding;
+  };
+  ASSERT_EQ(cluster.Publish(facts, 77, 2).code, Code::kOk);
+  cluster.Advance(Millis(100));
+  EXPECT_GE(attaches, 1);
+  ASSERT_EQ(cluster.Match({root, id.key}).blocks.at(1).places.size(), 2u);
+  SmallCluster::Node& holder = *cluster.Find(first.node);
+  cluster.Release(holder, id, first.generation);
+  EXPECT_TRUE(holder.store.kept.contains({id, first.generation}));
+  EXPECT_EQ(cluster.Match({root, id.key}).blocks.at(1).places.size(), 2u);
+  holding = false;
+  cluster.GiveView();  // what nobody answered is said again
+  cluster.Advance(Millis(1000));
+  cluster.Release(holder, id, first.generation);
+  EXPECT_TRUE(holder.store.freed.contains({id, first.generation}));
+  EXPECT_EQ(cluster.Match({root, id.key}).blocks.at(1).places.size(), 1u);
+}
+
 TEST(MetadataShardTest, LeavesAreListedInPages) {
   SmallCluster cluster(2, 1);
   std::set<BlockKey> tips;
