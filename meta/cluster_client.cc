@@ -40,12 +40,16 @@ ClusterClient::Op& ClusterClient::Begin(Millis now, uint64_t number, Kind kind, 
 
 void ClusterClient::Match(Millis now, uint64_t number, const SpaceId& space,
                           std::span<const BlockKey> keys, bool lease, Millis timeout,
-                          ClientActions* out) {
+                          ClientActions* out, Way way) {
   std::vector<GroupPart> groups;
   std::vector<FoundBlock> found;
   const std::vector<GroupRange> ranges = GroupsOf(static_cast<uint32_t>(keys.size()));
   groups.reserve(ranges.size());
-  for (const GroupRange& range : ranges) groups.emplace_back().range = range;
+  for (const GroupRange& range : ranges) {
+    GroupPart& part = groups.emplace_back();
+    part.range = range;
+    part.probe = !lease && way == Way::kOneSided;
+  }
   const auto look = [&](GroupCache& cache) {
     found.reserve(keys.size());
     for (const GroupRange& range : ranges) cache.Prefetch(space, keys[range.first]);
@@ -70,6 +74,7 @@ void ClusterClient::Match(Millis now, uint64_t number, const SpaceId& space,
   Op& op = Begin(now, number, Kind::kMatch, {space, {}}, timeout);
   op.keys.assign(keys.begin(), keys.end());
   op.lease = lease;
+  op.probe_rounds = !lease && way == Way::kOneSided ? kProbeRoundsMax : 0;
   op.groups = std::move(groups);
   op.found = std::move(found);
   Run(now, number, op, out);
@@ -166,7 +171,12 @@ uint64_t ClusterClient::Send(Millis now, uint64_t number, Op& op, const NodeId& 
                              RequestBody body, ClientActions* out) {
   const uint64_t id = next_call_++;
   op.calls.push_back(id);
-  calls_[id] = {.op = number, .sent = now, .epoch = view_.epoch, .groups = {}, .place = {}};
+  calls_[id] = {.op = number,
+                .sent = now,
+                .epoch = view_.epoch,
+                .groups = {},
+                .place = {},
+                .is_probe = false};
   out->calls.push_back({to, id, {view_.epoch, std::move(body)}, number});
   return id;
 }
@@ -189,6 +199,7 @@ void ClusterClient::Tell(const NodeId& to, RequestBody body, ClientActions* out)
 void ClusterClient::End(uint64_t number, Outcome outcome, ClientActions* out) {
   const auto at = ops_.find(number);
   for (const uint64_t call : at->second.calls) calls_.erase(call);
+  outcome.reads = at->second.reads;
   ops_.erase(at);
   outcome.op = number;
   out->outcomes.push_back(std::move(outcome));
@@ -227,6 +238,7 @@ void ClusterClient::Run(Millis now, uint64_t number, Op& op, ClientActions* out)
 
 // One message to each owner, all at once.
 void ClusterClient::RunMatch(Millis now, uint64_t number, Op& op, ClientActions* out) {
+  if (SendProbes(now, number, op, out)) return;
   std::vector<std::pair<NodeId, uint32_t>> asked;  // which group of whom
   asked.reserve(op.groups.size());
   bool first_is_open = false;
@@ -273,6 +285,7 @@ void ClusterClient::RunMatch(Millis now, uint64_t number, Op& op, ClientActions*
       request.Add(range.first, std::span(op.keys).subspan(range.first, range.count));
       groups.push_back(asked[begin].second);
     }
+    op.reads.asked += static_cast<uint32_t>(groups.size());
     calls_[Send(now, number, op, owner, std::move(request), out)].groups = std::move(groups);
   }
   FinishMatch(now, number, op, false, out);
@@ -470,6 +483,10 @@ void ClusterClient::ReceiveReply(Millis now, uint64_t id, const Reply& reply, Cl
   if (reply.epoch > view_.epoch) out->wants_view = true;
   const auto at = calls_.find(id);
   if (at == calls_.end()) return;
+  if (at->second.is_probe) {
+    const bool unsent = reply.code == Code::kUnavailable;
+    return EndProbe(now, id, {}, unsent ? &MatchReads::unsent : &MatchReads::failed, out);
+  }
   const Call call = std::move(at->second);
   calls_.erase(at);
   Op& op = ops_.at(call.op);
@@ -532,13 +549,19 @@ void ClusterClient::ReceiveOther(Millis now, uint64_t number, Op& op, const Repl
   End(number, std::move(outcome), out);
 }
 
+// A READ that takes so long is slower than the call that it saves.
+Millis ClusterClient::PatienceFor(const Call& call) const {
+  if (call.is_probe) return options_.times.retry;
+  const auto op = ops_.find(call.op);
+  const bool drop = op != ops_.end() && op->second.kind == Kind::kDrop;
+  return (drop ? 4 : 1) * options_.times.call;
+}
+
 void ClusterClient::Tick(Millis now, ClientActions* out) {
   // An attempt that nobody answered: as if it had failed.
   std::vector<uint64_t> late;
   for (const auto& [id, call] : calls_) {
-    const auto op = ops_.find(call.op);
-    const bool drop = op != ops_.end() && op->second.kind == Kind::kDrop;
-    if (call.sent + (drop ? 4 : 1) * options_.times.call <= now) late.push_back(id);
+    if (call.sent + PatienceFor(call) <= now) late.push_back(id);
   }
   for (const uint64_t id : late) ReceiveReply(now, id, {Code::kTimeout, 0, {}}, out);
   std::vector<uint64_t> due;
@@ -579,7 +602,9 @@ Millis ClusterClient::NextTick() const {
     if (op.retry >= Millis(0)) next = std::min(next, op.retry);
     if (op.hedge >= Millis(0)) next = std::min(next, op.hedge);
   }
-  for (const auto& [id, call] : calls_) next = std::min(next, call.sent + options_.times.call);
+  for (const auto& [id, call] : calls_) {
+    next = std::min(next, call.sent + (call.is_probe ? PatienceFor(call) : options_.times.call));
+  }
   if (!used_.empty()) next = std::min(next, used_due_);
   return next;
 }

@@ -4,9 +4,10 @@
 // a time that it may take, and ends as exactly one Outcome with that number, not later than that
 // time and a tick. In between, calls go out and replies come in. What is stale is asked again
 // under the next view; what may have happened is asked again because it is idempotent.
-// Whoever runs it sends the calls, brings replies or their failure back, and calls Tick at
-// NextTick. Bytes: it puts them beside Put calls, and takes them from Read replies.
-// Threads: one at a time.   Memory: operations under way, and the cache of groups.
+// Whoever runs it sends the calls, brings replies or their failure back, does the probes by
+// one-sided READs, and calls Tick at NextTick. Bytes: it puts them beside Put calls, and takes them
+// from Read replies. Files: cluster_client.cc; client_probes.cc (what a Match reads of the owners'
+// tables). Threads: one at a time.   Memory: operations under way, and the cache of groups.
 #pragma once
 
 #include <map>
@@ -18,9 +19,21 @@
 #include <vector>
 
 #include "meta/cluster_messages.h"
+#include "meta/match_table.h"
+#include "meta/read_way.h"
 #include "meta/shared_group_cache.h"
 
 namespace kvcfs::meta {
+
+// What became of the groups of a Match that might be read one-sided, and how many were asked for by
+// calls.
+struct MatchReads {
+  uint32_t read = 0;  // known by READs
+  uint32_t asked = 0;
+  // Why not, counted for each round of READs; unsent: there was nobody to do them.
+  uint32_t not_there = 0, changing = 0, stale = 0, failed = 0, unsent = 0;
+  bool tried() const { return read + not_there + changing + stale + failed > 0; }
+};
 
 // How an operation ended; what does not belong to it is empty.
 struct Outcome {
@@ -29,6 +42,7 @@ struct Outcome {
   std::vector<FoundBlock> blocks;  // Match: the prefix. Stat: one. Chain: from the root on
   Millis lease_until{0};           // Match, Stat: of all of them; 0: not leased
   uint32_t from_cache = 0;         // Match: how many of the blocks nobody was asked for
+  MatchReads reads;                // Match
   BlockFacts facts;                // Stat, Create
   uint32_t copies = 0;             // Publish
   Place place;                     // Read: whose bytes are good
@@ -39,6 +53,7 @@ struct Outcome {
 
 struct ClientActions {
   std::vector<OutCall> calls;
+  std::vector<MatchProbe> probes;
   std::vector<Outcome> outcomes;
   bool wants_view = false;  // somebody has a newer one
 };
@@ -57,9 +72,10 @@ class ClusterClient {
 
   void SetView(Millis now, const ClusterView& view, ClientActions* out);
 
-  // How many leading keys are cached. Without `lease`, nothing is promised or remembered.
+  // How many leading keys are cached. Without `lease`, nothing is promised or remembered; then it
+  // may be tried by probes first, and what they do not say is asked for by calls.
   void Match(Millis now, uint64_t op, const SpaceId& space, std::span<const BlockKey> keys,
-             bool lease, Millis timeout, ClientActions* out);
+             bool lease, Millis timeout, ClientActions* out, Way way = Way::kCall);
   void Stat(Millis now, uint64_t op, const BlockId& id, Millis timeout, ClientActions* out);
   // Before a block is written behind `parent` (zero: a first block): kNotFound, or its facts, and
   // the parent stays for a while.
@@ -85,6 +101,10 @@ class ClusterClient {
   void NoteUsed(const BlockId& id, const NodeId& holder);
 
   void ReceiveReply(Millis now, uint64_t call, const Reply& reply, ClientActions* out);
+  // `words`: of the groups' buckets, one after the other; none: they could not be read. A probe
+  // that nobody can do comes back as a reply with kUnavailable.
+  void ReceiveProbe(Millis now, uint64_t probe, std::span<const uint64_t> words,
+                    ClientActions* out);
   void Tick(Millis now, ClientActions* out);
   Millis NextTick() const;
 
@@ -104,10 +124,13 @@ class ClusterClient {
     kChain,
     kLeaves,
   };
+  // How often what was being changed is read before it is asked for.
+  static constexpr uint32_t kProbeRoundsMax = 3;
   enum class Step : uint8_t { kResolve, kAct, kPut };
   struct GroupPart {
     GroupRange range;
     bool answered = false, cached = false, failed = false;
+    bool probe = false;  // to be read before it is asked for
     uint32_t count = 0;  // of leading blocks that are there
     Millis lease_until{0};
   };
@@ -124,6 +147,8 @@ class ClusterClient {
     std::vector<BlockKey> keys;
     std::vector<GroupPart> groups;
     std::vector<FoundBlock> found;  // of Match, by ordinal; as the groups say
+    uint32_t probe_rounds = 0;      // of Match, that may begin yet
+    MatchReads reads;               // of Match
     BlockFacts facts;
     std::vector<Place> places;  // Publish: sealed. Read: to try, nearest first
     std::set<NodeId> tried;     // Publish: asked to take a copy
@@ -142,12 +167,19 @@ class ClusterClient {
     Millis sent{0};
     uint64_t epoch = 0;
     std::vector<uint32_t> groups;  // of Match
-    Place place;                   // of Put and Read
+    Place place;                   // of Put and Read; of a probe, whose table
+    bool is_probe = false;
   };
 
   Op& Begin(Millis now, uint64_t op, Kind kind, const BlockId& id, Millis timeout);
   void Run(Millis now, uint64_t number, Op& op, ClientActions* out);
   void RunMatch(Millis now, uint64_t number, Op& op, ClientActions* out);
+  // False: there is nothing to be read.
+  bool SendProbes(Millis now, uint64_t number, Op& op, ClientActions* out);
+  void EndProbe(Millis now, uint64_t id, std::span<const uint64_t> words,
+                uint32_t MatchReads::*without_words, ClientActions* out);
+  void TakeProbed(Op& op, GroupPart& part, const NodeId& owner, std::span<const uint64_t> words);
+  Millis PatienceFor(const Call& call) const;
   void RunPublish(Millis now, uint64_t number, Op& op, ClientActions* out);
   void RunRead(Millis now, uint64_t number, Op& op, ClientActions* out);
   void FinishMatch(Millis now, uint64_t number, Op& op, bool last, ClientActions* out);

@@ -27,8 +27,8 @@ void ClusterFront::Waiter::Finish(Outcome ended) {
 
 void ClusterFront::Waiter::Arrive(Arrived what) {
   const MutexLock lock(mutex);
+  if (!what.is_probe) --open_calls;
   arrived.push_back(std::move(what));
-  --open_calls;
   changed.notify_all();
 }
 
@@ -51,12 +51,14 @@ std::span<std::byte> ClusterFront::Waiter::PlaceFor(uint64_t call) {
 }
 
 ClusterFront::ClusterFront(const NodeId& self, const ClusterTimes& times, const Clock* clock,
-                           ClusterPeers* peers, CopyReader* reader, ClusterService* service)
+                           ClusterPeers* peers, CopyReader* reader, MatchReader* matches,
+                           ClusterService* service)
     : self_(self),
       times_(times),
       clock_(clock),
       peers_(peers),
       reader_(reader),
+      matches_(matches),
       service_(service),
       client_([&] {
         ClusterClient::Options options;
@@ -138,7 +140,7 @@ Outcome ClusterFront::Run(const Begin& begin, std::span<const std::byte> send,
     ClientActions actions;
     begin(client_, clock_->Monotonic(), op, &actions);
     // Known here already.
-    if (actions.calls.empty() && actions.outcomes.size() == 1) {
+    if (actions.calls.empty() && actions.probes.empty() && actions.outcomes.size() == 1) {
       return std::move(actions.outcomes.front());
     }
     waiters_[op] = waiter = std::make_shared<Waiter>(send, into);
@@ -165,13 +167,20 @@ Outcome ClusterFront::Run(const Begin& begin, std::span<const std::byte> send,
       arrived.swap(waiter->arrived);
     }
     for (Waiter::Arrived& one : arrived) {
+      // One call is left to this thread; what else is to be asked then goes out without it.
+      const uint64_t own = own_call ? 0 : op;
+      if (one.is_probe) {
+        if (auto left = DeliverProbe(one, own)) own_call = std::move(left);
+        continue;
+      }
       std::span<const std::byte> bytes = into;
       {
         const MutexLock lock(waiter->mutex);
         if (waiter->outcome) continue;  // too late to matter
         if (one.call != waiter->in_place) bytes = waiter->aside.at(one.call);
       }
-      own_call = Deliver(one.call, Checked(std::move(one.reply), bytes, one.bytes), op);
+      const Reply reply = Checked(std::move(one.reply), bytes, one.bytes);
+      if (auto left = Deliver(one.call, reply, own)) own_call = std::move(left);
     }
   }
 }
@@ -208,6 +217,14 @@ std::optional<OutCall> ClusterFront::Deliver(uint64_t call, const Reply& reply, 
   return Flush(std::move(actions), own);
 }
 
+std::optional<OutCall> ClusterFront::DeliverProbe(const Waiter::Arrived& probe, uint64_t own) {
+  const MutexLock lock(mutex_);
+  if (stopping_) return std::nullopt;
+  ClientActions actions;
+  client_.ReceiveProbe(clock_->Monotonic(), probe.call, probe.words, &actions);
+  return Flush(std::move(actions), own);
+}
+
 std::optional<OutCall> ClusterFront::Flush(ClientActions actions, uint64_t own) {
   std::optional<OutCall> left;
   while (true) {
@@ -232,12 +249,24 @@ std::optional<OutCall> ClusterFront::Flush(ClientActions actions, uint64_t own) 
         failed.push_back(id);
       }
     }
+    for (const MatchProbe& probe : actions.probes) {
+      if (!SendProbe(probe)) failed.push_back(probe.id);
+    }
     if (failed.empty()) return left;
     actions = {};
     for (const uint64_t id : failed) {
       client_.ReceiveReply(clock_->Monotonic(), id, {Code::kUnavailable, 0, {}}, &actions);
     }
   }
+}
+
+bool ClusterFront::SendProbe(const MatchProbe& probe) {
+  const auto at = waiters_.find(probe.op);
+  if (at == waiters_.end()) return false;
+  return matches_->Read(probe, times_.call,
+                        [waiter = at->second, id = probe.id](std::vector<uint64_t> words) {
+                          waiter->Arrive({id, {}, 0, true, std::move(words)});
+                        });
 }
 
 // `waiter`: null where the operation is over, or there was none.

@@ -26,13 +26,15 @@
 #include "meta/cluster_peers.h"
 #include "meta/cluster_service.h"
 #include "meta/copy_reader.h"
+#include "meta/match_reader.h"
 
 namespace kvcfs::meta {
 
 class ClusterFront {
  public:
   ClusterFront(const NodeId& self, const ClusterTimes& times, const Clock* clock,
-               ClusterPeers* peers, CopyReader* reader, ClusterService* service);
+               ClusterPeers* peers, CopyReader* reader, MatchReader* matches,
+               ClusterService* service);
   ~ClusterFront() { Stop(); }
 
   void Start();
@@ -65,11 +67,13 @@ class ClusterFront {
       uint64_t call = 0;
       Reply reply;
       uint32_t bytes = 0;
+      bool is_probe = false;
+      std::vector<uint64_t> words{};  // of a probe
     };
     Mutex mutex;
     std::condition_variable changed;
     std::optional<Outcome> outcome KVC_GUARDED_BY(mutex);
-    std::vector<Arrived> arrived KVC_GUARDED_BY(mutex);  // of reads, to be checked
+    std::vector<Arrived> arrived KVC_GUARDED_BY(mutex);  // of reads, to be checked; probes
     int open_calls KVC_GUARDED_BY(mutex) = 0;            // that touch bytes
     uint64_t in_place KVC_GUARDED_BY(mutex) = 0;         // the read that goes straight to `into`
     std::map<uint64_t, rdma::Bytes> aside KVC_GUARDED_BY(mutex);  // the others, by call
@@ -84,7 +88,10 @@ class ClusterFront {
   // Does what the core wants. Of operation `own`, one call is left to the caller, who waits anyway.
   std::optional<OutCall> Flush(ClientActions actions, uint64_t own) KVC_REQUIRES(mutex_);
   bool Send(OutCall call, const WaiterPtr& waiter) KVC_REQUIRES(mutex_);
+  bool SendProbe(const MatchProbe& probe) KVC_REQUIRES(mutex_);
   std::optional<OutCall> Deliver(uint64_t call, const Reply& reply, uint64_t own)
+      KVC_EXCLUDES(mutex_);
+  std::optional<OutCall> DeliverProbe(const Waiter::Arrived& probe, uint64_t own)
       KVC_EXCLUDES(mutex_);
   // The call that was left to this thread.
   std::optional<OutCall> CallAndDeliver(const OutCall& call, uint64_t own, Waiter& waiter)
@@ -98,6 +105,7 @@ class ClusterFront {
   const Clock* const clock_;
   ClusterPeers* const peers_;
   CopyReader* const reader_;
+  MatchReader* const matches_;
   ClusterService* const service_;
 
   Mutex mutex_;

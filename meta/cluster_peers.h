@@ -24,6 +24,7 @@ inline constexpr rdma::Method kMethodPromise = 0x80;  // epoch u64 -> millisecon
 inline constexpr rdma::Method kMethodStatus = 0x81;   // -> ClusterStatus as JSON
 inline constexpr rdma::Method kMethodSlots = 0x82;    // -> SlotTable (slot_headers.h)
 inline constexpr rdma::Method kMethodUsage = 0x83;    // SpaceIds -> SpaceUsage
+inline constexpr rdma::Method kMethodMatches = 0x84;  // -> MatchTablePlace (match_table.h)
 
 // How many bytes of blocks of some namespaces the shards of a node have, each block counted once.
 struct SpaceUsage {

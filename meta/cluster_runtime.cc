@@ -42,6 +42,10 @@ ClusterRuntime::ClusterRuntime(const ClusterRuntimeOptions& options,
       transport_(std::move(transport)),
       peers_(transport_.get()),
       reader_(options.one_sided, clock, &peers_),
+      matches_(options.one_sided == OneSided::kAuto && !transport_->reads_past_cpu()
+                   ? OneSided::kNever
+                   : options.one_sided,
+               clock, &peers_),
       names_(options.self, {.clock = clock,
                             .peers = &peers_,
                             .may_serve = [this] { return membership_->MayServe(); }}),
@@ -62,13 +66,14 @@ ClusterRuntime::ClusterRuntime(const ClusterRuntimeOptions& options,
            .name_of_space = [this](const SpaceId& id) { return spaces_.NameOf(id); },
            .status = [this] { return ToJson(Describe()); },
            .names = &names_}),
-      front_(options.self, options.times, clock, &peers_, &reader_, &service_) {}
+      front_(options.self, options.times, clock, &peers_, &reader_, &matches_, &service_) {}
 
 Status ClusterRuntime::Start(CopyStore* copies, MetaStore* names) {
   KVC_CHECK(!started_ && (copies != nullptr || !holds_blocks()));
   started_ = true;
   const bool exposes = options_.one_sided == OneSided::kAlways ||
                        (options_.one_sided == OneSided::kAuto && transport_->reads_past_cpu());
+  if (exposes) service_.ExposeBy(transport_.get());
   if (exposes && holds_blocks()) {
     copies_ = copies;
     copies->ExposeBy(transport_.get());
@@ -135,10 +140,14 @@ Result<MatchedPrefix> ClusterRuntime::Match(const SpaceId& space, std::span<cons
                            static_cast<uint32_t>(keys.size())};
     }
   }
+  const size_t groups = GroupsOf(static_cast<uint32_t>(keys.size())).size();
+  const Way way = lease ? Way::kCall : matches_.Choose(groups);
   const auto begin = [&](ClusterClient& client, Millis now, uint64_t op, ClientActions* out) {
-    client.Match(now, op, space, keys, lease, timeout, out);
+    client.Match(now, op, space, keys, lease, timeout, out, way);
   };
+  const auto begun = std::chrono::steady_clock::now();
   Outcome outcome = front_.Run(std::cref(begin));
+  matches_.Took(outcome, lease, groups, std::chrono::steady_clock::now() - begun);
   if (outcome.code != Code::kOk) return Error{outcome.code, "match"};
   return MatchedPrefix{std::move(outcome.blocks), outcome.lease_until, outcome.from_cache};
 }

@@ -19,6 +19,7 @@
 #include "meta/cluster_peers.h"
 #include "meta/cluster_service.h"
 #include "meta/copy_reader.h"
+#include "meta/match_reader.h"
 #include "meta/membership.h"
 #include "meta/name_service.h"
 #include "meta/space_directory.h"
@@ -40,7 +41,7 @@ struct ClusterRuntimeOptions {
   Millis takeover{30000};
   Millis away{600'000};
   uint64_t leased_bytes_max = uint64_t{1} << 40;  // of the blocks of our shards
-  OneSided one_sided = OneSided::kAuto;           // of blocks' bytes, ours and others'
+  OneSided one_sided = OneSided::kAuto;  // of blocks' bytes and of matches, ours and others'
 };
 
 class ClusterRuntime final : public Cluster {
@@ -116,6 +117,7 @@ class ClusterRuntime final : public Cluster {
   std::unique_ptr<rdma::Transport> transport_;
   ClusterPeers peers_;
   CopyReader reader_;
+  MatchReader matches_;
   NameService names_;
   ClusterService service_;
   ClusterFront front_;

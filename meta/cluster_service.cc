@@ -77,11 +77,29 @@ ClusterService::~ClusterService() {
   Stop();
 }
 
+void ClusterService::ExposeBy(rdma::Transport* transport) {
+  if (!has_shard()) return;
+  matches_ = std::make_unique<MatchTable>(options_.match_buckets);
+  const Result<uint64_t> region = transport->Expose(matches_->memory(), rdma::Access::kRead);
+  if (!region.ok()) return;
+  exposed_by_ = transport;
+  match_region_ = *region;
+}
+
+void ClusterService::AwaitRegion() {
+  const Result<rdma::RegionKey> key = exposed_by_->AwaitKey(match_region_);
+  shows_matches_ = key.ok();
+  if (key.ok() || key.code() == Code::kStale || key.code() == Code::kCancelled) return;
+  KVC_LOG(Warn, "matches are asked for by calls, not read one-sided", "reason={}",
+          LogValue(key.error().text));
+}
+
 void ClusterService::Start(CopyStore* copies) {
   copies_ = copies;
   in_order_ = std::make_unique<WorkerPool>("copies", 1, std::numeric_limits<size_t>::max());
   serve_pool_ = std::make_unique<WorkerPool>("copy-serve", options_.serve_threads, 1024);
   fetch_pool_ = std::make_unique<WorkerPool>("copy-fetch", options_.fetch_threads, 1024);
+  if (exposed_by_ != nullptr) serve_pool_->Post([this] { AwaitRegion(); });
   if (options_.roles != 0) loop_ = std::thread([this] { RunLoop(); });
   serving_ = true;
 }
@@ -93,6 +111,8 @@ void ClusterService::Stop() {
     stopping_ = true;
   }
   queued_.notify_all();
+  shows_matches_ = false;
+  if (exposed_by_ != nullptr) exposed_by_->Withdraw(match_region_);
   if (loop_.joinable()) loop_.join();
   fetch_pool_->Stop();
   serve_pool_->Stop();
@@ -229,6 +249,7 @@ void ClusterService::SetView(const std::shared_ptr<const ClusterView>& view, uin
       options.times = options_.times;
       options.leased_bytes_max = options_.leased_bytes_max;
       options.may_serve = [this](Millis) { return parts_.may_serve(); };
+      options.table = matches_.get();
       shard_ = std::make_unique<MetadataShard>(options);
       incarnation_ = incarnation;
     }
@@ -472,6 +493,13 @@ void ClusterService::Serve(rdma::Method method, rdma::Bytes bytes, std::span<std
     if (!peer.all_namespaces)
       return responder->Refuse(Code::kDenied, "slots are of all namespaces");
     return responder->Answer(meta::Encode(has_holder() ? copies_->Slots() : SlotTable()));
+  }
+  if (method == kMethodMatches) {
+    if (!peer.all_namespaces)
+      return responder->Refuse(Code::kDenied, "matches are of all namespaces");
+    MatchTablePlace place;
+    if (shows_matches_) place = {match_region_, matches_->buckets()};
+    return responder->Answer(meta::Encode(place));
   }
   if (method == kMethodUsage) {
     const auto spaces = DecodeSpaces(bytes);

@@ -27,6 +27,7 @@
 #include "meta/cluster.h"
 #include "meta/cluster_peers.h"
 #include "meta/copy_reader.h"
+#include "meta/match_table.h"
 #include "meta/metadata_shard.h"
 #include "meta/name_service.h"
 #include "meta/request_access.h"
@@ -46,6 +47,7 @@ class ClusterService final : public rdma::Service {
     size_t fetch_threads = 2;
     size_t queue_max = 65536;
     Millis fetch_timeout{5000};
+    uint64_t match_buckets = 1 << 16;  // 16 MiB of locked memory, if matches are read one-sided
   };
   struct Parts {
     const Clock* clock = nullptr;
@@ -60,6 +62,8 @@ class ClusterService final : public rdma::Service {
   ClusterService(const Options& options, Parts parts);
   ~ClusterService() override;
 
+  // Peers may read what matches say here by regions of this transport; before Start, if at all.
+  void ExposeBy(rdma::Transport* transport) KVC_EXCLUDES(mutex_);
   void Start(CopyStore* copies);
   // What waits is done or dropped; from then on peers are refused. No peer is called any more.
   void Stop();
@@ -126,6 +130,7 @@ class ClusterService final : public rdma::Service {
   void Flush(Core core, Actions actions) KVC_REQUIRES(mutex_);
   void Send(Core core, OutCall call) KVC_REQUIRES(mutex_);
   void ReceiveReply(Core core, uint64_t id, const Reply& reply) KVC_REQUIRES(mutex_);
+  void AwaitRegion();
   void Fetch(uint64_t order, const BlockFacts& facts, const meta::Place& from);
   void FinishFetch(uint64_t order, const Result<uint64_t>& generation, const BlockFacts& facts);
 
@@ -139,6 +144,12 @@ class ClusterService final : public rdma::Service {
   const Options options_;
   const Parts parts_;
   CopyStore* copies_ = nullptr;  // set by Start, before anything is served
+
+  // The cores write it, peers read it. Its region goes before it does.
+  std::unique_ptr<MatchTable> matches_;
+  rdma::Transport* exposed_by_ = nullptr;
+  uint64_t match_region_ = 0;
+  std::atomic<bool> shows_matches_{false};  // peers may be told of the region
 
   Mutex mutex_;
   std::unique_ptr<Store> store_ KVC_GUARDED_BY(mutex_);

@@ -73,6 +73,20 @@ struct MatchLookup {
 };
 MatchLookup LookUpMatch(std::span<const uint64_t, kMatchBucketWords> bucket, const BlockId& id);
 
+// What a client wants to have read of an owner's table: of each group the buckets of so many
+// blocks.
+struct MatchProbe {
+  NodeId to;
+  uint64_t id = 0;
+  uint64_t op = 0;  // that asks
+  SpaceId space;
+  struct Group {
+    BlockKey anchor;
+    uint32_t count = 0;
+  };
+  std::vector<Group> groups{};
+};
+
 class MatchTable {
  public:
   // `buckets`: a power of two.

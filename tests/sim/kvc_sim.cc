@@ -90,6 +90,7 @@ int RunSeeds(const Arguments& arguments, uint64_t first, uint64_t last, uint64_t
     sum.views += one.totals.views;
     sum.evictions += one.totals.evictions;
     sum.cached += one.totals.cached;
+    sum.probed += one.totals.probed;
     sum.drains += one.totals.drains;
     sum.moves += one.totals.moves;
     if (one.hash != other.hash) {
@@ -105,10 +106,11 @@ int RunSeeds(const Arguments& arguments, uint64_t first, uint64_t last, uint64_t
   }
   std::printf("seeds %" PRIu64 "..%" PRIu64 " by %" PRIu64 ": %" PRIu64 " events, %" PRIu64
               " acknowledged, %" PRIu64 " read, %" PRIu64 " missed, %" PRIu64 " dropped, %" PRIu64
-              " evictions asked, %" PRIu64 " from caches, %" PRIu64 " drains, %" PRIu64
-              " moves, %" PRIu64 " views; %d failed\n",
+              " evictions asked, %" PRIu64 " from caches, %" PRIu64
+              " groups read one-sided, %" PRIu64 " drains, %" PRIu64 " moves, %" PRIu64
+              " views; %d failed\n",
               first, last, step, sum.events, sum.acks, sum.reads, sum.misses, sum.drops,
-              sum.evictions, sum.cached, sum.drains, sum.moves, sum.views, failed);
+              sum.evictions, sum.cached, sum.probed, sum.drains, sum.moves, sum.views, failed);
   return failed;
 }
 

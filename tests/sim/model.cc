@@ -112,6 +112,10 @@ void Model::Disturb(const BlockKey& key, bool lost) {
   for (const BlockKey& child : block.children) Disturb(child, lost);
 }
 
+void Model::BytesLost(const BlockKey& key) {
+  Disturb(key, true);
+}
+
 void Model::DropBegun(const BlockKey& key) {
   Disturb(key, false);
 }
@@ -139,8 +143,8 @@ void Model::Acknowledged(Millis begun, const BlockFacts& facts, uint64_t content
   acked_[key] = {content, copies, begun};
 }
 
-void Model::Matched(Millis begun, const std::vector<BlockKey>& asked,
-                    const meta::Outcome& outcome) {
+void Model::Matched(Millis begun, const std::vector<BlockKey>& asked, const meta::Outcome& outcome,
+                    bool stale) {
   if (outcome.blocks.size() > asked.size()) return Violate("match: more than was asked for");
   for (size_t i = 0; i < outcome.blocks.size(); ++i) {
     if (outcome.blocks[i].key != asked[i]) return Violate("match: no prefix of what was asked for");
@@ -161,6 +165,7 @@ void Model::Matched(Millis begun, const std::vector<BlockKey>& asked,
     }
     return;
   }
+  if (stale) return;
   // All at one time within the call; but when a holder was lost, it takes a while until what
   // extended its blocks is gone too.
   for (const auto& found : outcome.blocks) {

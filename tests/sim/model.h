@@ -36,6 +36,8 @@ class Model {
   // The copies are gone, but who has the old view may still name them.
   void NodeDown(const NodeId& node);
   void NodeForgotten(const NodeId& node);  // now nobody can name them
+  // A holder lost a copy in a crash, which a reader may notice before the view says so.
+  void BytesLost(const BlockKey& key);
   // The view excludes it for a while: what it had, and what extends that, may go.
   void NodeAway(const NodeId& node);
   // Visible children of a block, as the metadata nodes have it; for the check of each removal.
@@ -46,7 +48,9 @@ class Model {
   // ---- What clients see
   void DropBegun(const BlockKey& key);
   void Acknowledged(Millis begun, const BlockFacts& facts, uint64_t content, uint32_t copies);
-  void Matched(Millis begun, const std::vector<BlockKey>& asked, const meta::Outcome& outcome);
+  // `stale`: it was read out of the memory of one that may not know what has changed.
+  void Matched(Millis begun, const std::vector<BlockKey>& asked, const meta::Outcome& outcome,
+               bool stale);
   void Read(const BlockId& id, uint32_t crc, uint64_t content, bool ok);
 
   // ---- At the end, after everything was healed

@@ -54,6 +54,7 @@ constexpr Planted kPlanted[] = {
     {44, "shard: what extends blocks of a holder that is away goes"},
     {45, "shard: blocks of a holder that is away are still found"},
     {46, "shard: a commit takes the place of what came back before it was published"},
+    {47, "shard: what matches said stays in the table when it changes"},
 };
 
 }  // namespace

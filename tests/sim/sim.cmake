@@ -1,6 +1,6 @@
 # The simulator: the cluster's cores compiled once more, with the bugs that can be switched on.
 set(sim_cores)
-foreach(file block_holder chain_key cluster_client cluster_messages group_cache lease_table match_table metadata_shard placement
+foreach(file block_holder chain_key client_probes cluster_client cluster_messages group_cache lease_table match_table metadata_shard placement
     shard_balance shard_loading shard_records)
   list(APPEND sim_cores ${CMAKE_SOURCE_DIR}/meta/${file}.cc)
 endforeach()

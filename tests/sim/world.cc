@@ -175,7 +175,8 @@ void World::MakeMetadata(Node& node) {
       .sends_per_tick = 512,
       .moves_max = 4,
       .balance_records_per_scan = 64,
-      .may_serve = [this, index](Millis) { return CouldServe(nodes_[index]); }});
+      .may_serve = [this, index](Millis) { return CouldServe(nodes_[index]); },
+      .table = node.table.get()});
 }
 
 void World::Start(Node& node) {
@@ -187,7 +188,11 @@ void World::Start(Node& node) {
   node.metadata.reset();
   node.holder.reset();
   node.client.reset();
-  if ((node.roles() & meta::kRoleMetadata) != 0) MakeMetadata(node);
+  node.table.reset();
+  if ((node.roles() & meta::kRoleMetadata) != 0) {
+    node.table = std::make_unique<meta::MatchTable>(16);  // too few for all
+    MakeMetadata(node);
+  }
   if ((node.roles() & meta::kRoleBlocks) != 0) {
     node.slots.resize(slots_per_node_);
     node.store = std::make_unique<SlotStore>(this, node.index);

@@ -41,6 +41,7 @@ class World {
   struct Totals {
     uint64_t events = 0, calls = 0, acks = 0, reads = 0, misses = 0, matched = 0, drops = 0;
     uint64_t views = 0, evictions = 0, cached = 0, drains = 0, moves = 0;
+    uint64_t probed = 0;  // groups that matches learned of one-sided
   };
   const Totals& totals() const { return totals_; }
 
@@ -85,6 +86,7 @@ class World {
     uint64_t next_generation = 1;
     std::vector<Slot> slots;
     std::unique_ptr<SlotStore> store;
+    std::unique_ptr<meta::MatchTable> table;  // before who writes it
     std::unique_ptr<meta::MetadataShard> metadata;
     std::unique_ptr<meta::BlockHolder> holder;
     std::unique_ptr<meta::ClusterClient> client;
@@ -105,6 +107,7 @@ class World {
     char kind = 'm';  // match, read, create, publish, drop, stat, chain, leaves
     size_t at = 0;
     meta::FoundBlock block;
+    bool read_stale = false;  // memory of who may not know what has changed
   };
   struct Registration {
     uint64_t incarnation = 0;
@@ -159,6 +162,9 @@ class World {
 
   // world_clients.cc
   void PlantTree();
+  void SendProbe(Node& from, const meta::MatchProbe& probe);
+  std::vector<uint64_t> ReadTable(size_t from, size_t to, const meta::MatchProbe& probe);
+  void DeliverProbe(size_t to, uint64_t life, uint64_t probe, const std::vector<uint64_t>& words);
   void Wake(size_t index);
   void BeginJob(Job job, Node& node);
   void Ended(Node& node, const meta::Outcome& outcome);

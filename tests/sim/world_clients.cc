@@ -56,6 +56,7 @@ void World::DoClient(Node& node, const meta::ClientActions& actions) {
     }
     SendCall(node, 'c', call, bulk);
   }
+  for (const meta::MatchProbe& probe : actions.probes) SendProbe(node, probe);
   if (actions.wants_view) {
     At(now_ + Latency(), [this, index = node.index] {
       if (nodes_[index].etcd) GiveView(nodes_[index], views_.back());
@@ -63,6 +64,56 @@ void World::DoClient(Node& node, const meta::ClientActions& actions) {
   }
   for (const meta::Outcome& outcome : actions.outcomes) Ended(node, outcome);
   Schedule(node);
+}
+
+// What READs bring lies in the target's memory, whatever the target is at; each 64 bytes are of one
+// of two moments. Nothing comes from who is down or cut off.
+void World::SendProbe(Node& from, const meta::MatchProbe& probe) {
+  const Node* target = Find(probe.to);
+  if (target == nullptr || random_.Chance(drop_)) return;
+  At(now_ + Latency(), [this, from = from.index, life = from.life, to = target->index, probe] {
+    const auto before = ReadTable(from, to, probe);
+    At(now_ + Millis(static_cast<int64_t>(random_.Below(3))), [=, this] {
+      auto words = ReadTable(from, to, probe);
+      if (words.empty() || words.size() != before.size()) return;
+      constexpr size_t kLineWords = 8;
+      for (size_t line = 0; line < words.size(); line += kLineWords) {
+        const auto at = static_cast<std::ptrdiff_t>(line);
+        if (random_.Chance(0.5)) {
+          std::copy_n(before.begin() + at, kLineWords, words.begin() + at);
+        }
+      }
+      At(now_ + Latency(), [=, this] { DeliverProbe(from, life, probe.id, words); });
+    });
+  });
+}
+
+std::vector<uint64_t> World::ReadTable(size_t from, size_t to, const meta::MatchProbe& probe) {
+  const Node& target = nodes_[to];
+  if (!target.up || target.id != probe.to || !Reachable(from, to)) return {};
+  const auto job = jobs_.find(probe.op);
+  if (job != jobs_.end() && !(Awake(target) && CouldServe(target))) job->second.read_stale = true;
+  std::vector<uint64_t> words;
+  for (const meta::MatchProbe::Group& group : probe.groups) {
+    const uint64_t bucket =
+        meta::MatchBucketOf({probe.space, group.anchor}, target.table->buckets());
+    const auto part = target.table->Read(bucket, group.count);
+    words.insert(words.end(), part.begin(), part.end());
+  }
+  return words;
+}
+
+void World::DeliverProbe(size_t to, uint64_t life, uint64_t probe,
+                         const std::vector<uint64_t>& words) {
+  Node& node = nodes_[to];
+  if (!node.up || node.life != life) return;
+  if (!Awake(node)) {
+    return At(node.paused_until, [=, this] { DeliverProbe(to, life, probe, words); });
+  }
+  Note("probed", to, words.size());
+  meta::ClientActions actions;
+  node.client->ReceiveProbe(now_, probe, words, &actions);
+  DoClient(node, actions);
 }
 
 void World::Wake(size_t index) {
@@ -96,10 +147,12 @@ void World::BeginJob(Job job, Node& node) {
   const BlockId tip{kSpace, kept.keys.empty() ? BlockKey{} : kept.keys.back()};
   meta::ClusterClient& client = *node.client;
   switch (kept.kind) {
-    case 'm':
-      client.Match(now_, number, kSpace, kept.keys, random_.Chance(lease_chance_), kTimeout,
-                   &actions);
+    case 'm': {
+      const bool lease = random_.Chance(lease_chance_);
+      const auto way = random_.Chance(0.5) ? meta::Way::kOneSided : meta::Way::kCall;
+      client.Match(now_, number, kSpace, kept.keys, lease, kTimeout, &actions, way);
       break;
+    }
     case 's':
       client.Stat(now_, number, tip, kTimeout, &actions);
       break;
@@ -151,7 +204,8 @@ void World::Ended(Node& node, const meta::Outcome& outcome) {
     case 'm': {
       totals_.matched += outcome.blocks.size();
       totals_.cached += outcome.from_cache;
-      model_.Matched(job.begun, job.keys, outcome);
+      totals_.probed += outcome.reads.read;
+      model_.Matched(job.begun, job.keys, outcome, job.read_stale && outcome.reads.read > 0);
       if (ending_) {
         if (outcome.blocks.size() < job.keys.size()) {
           return model_.Violate(fmt::format("I2: {} was acknowledged and is not found at the end",

@@ -27,7 +27,9 @@ void World::Crash(Node& node, bool lose_disk, Millis away) {
   }
   node.up = false;
   for (Slot& slot : node.slots) {
-    if (lose_disk || (lose_memory && random_.Chance(0.3))) slot = {};
+    if (!lose_disk && !(lose_memory && random_.Chance(0.3))) continue;
+    if (slot.used && slot.version != 0) model_.BytesLost(slot.id.key);
+    slot = {};
   }
   At(now_ + away, [this, index = node.index, lose_disk] {
     Node& back = nodes_[index];

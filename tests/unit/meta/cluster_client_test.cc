@@ -30,6 +30,144 @@ TEST(ClusterClientTest, AMatchIsOneMessageToEachOwnerAtOnce) {
   EXPECT_LE(cluster.sent.size(), 2u);
 }
 
+// Blocks that nobody asked for yet are in no table; the last one's, though nothing extends it, is
+// told with it.
+TEST(ProbeTest, WhatWasAskedForOnceIsReadAndNobodyIsAsked) {
+  SmallCluster cluster(2, 2);
+  const auto keys = cluster.PublishChain(32, 2);
+  const Outcome asked = cluster.Match(keys, false, Way::kOneSided);
+  ASSERT_EQ(asked.blocks.size(), 32u);
+  EXPECT_EQ(asked.reads.read, 0u);
+  EXPECT_EQ(asked.reads.asked, 6u) << "0, 1, 2-3, 4-7, 8-15, 16-31";
+  cluster.sent.clear();
+  cluster.probes.clear();
+  const Outcome read = cluster.Match(keys, false, Way::kOneSided);
+  EXPECT_TRUE(cluster.sent.empty());
+  EXPECT_LE(cluster.probes.size(), 2u) << "one to each owner";
+  EXPECT_EQ(read.blocks, asked.blocks);
+  EXPECT_EQ(read.reads.read, 6u);
+  EXPECT_EQ(read.reads.asked, 0u);
+  EXPECT_EQ(read.lease_until, Millis(0));
+  EXPECT_EQ(read.from_cache, 0u);
+  // Nothing was remembered, and a lease is asked for.
+  EXPECT_EQ(cluster.Match(keys, true, Way::kOneSided).from_cache, 0u);
+  EXPECT_FALSE(cluster.sent.empty());
+}
+
+TEST(ProbeTest, BehindALeafNothingIsAskedForAndBehindAForkItIs) {
+  SmallCluster cluster(2, 1);
+  const auto keys = cluster.PublishChain(10);
+  cluster.Match(keys);
+  auto longer = keys;
+  for (uint64_t i = 0; i < 30; ++i) longer.push_back(ChainKey(longer.back(), 500 + i));
+  cluster.sent.clear();
+  EXPECT_EQ(cluster.Match(longer, false, Way::kOneSided).blocks.size(), 10u);
+  EXPECT_TRUE(cluster.sent.empty());
+  // At the end of a group, too.
+  const auto other = cluster.PublishChain(16, 1, 900);
+  longer = other;
+  for (uint64_t i = 0; i < 30; ++i) longer.push_back(ChainKey(longer.back(), 500 + i));
+  cluster.Match(other);
+  cluster.sent.clear();
+  EXPECT_EQ(cluster.Match(longer, false, Way::kOneSided).blocks.size(), 16u);
+  EXPECT_TRUE(cluster.sent.empty());
+  const BlockKey fork = ChainKey(other[15], 1);
+  ASSERT_EQ(cluster.Publish(cluster.Create(fork, other[15]).facts, 1, 1).code, Code::kOk);
+  cluster.Match(other);
+  cluster.sent.clear();
+  EXPECT_EQ(cluster.Match(longer, false, Way::kOneSided).blocks.size(), 16u);
+  EXPECT_FALSE(cluster.sent.empty()) << "what is not in the table may be there";
+}
+
+TEST(ProbeTest, WhatIsBeingChangedIsReadAgainAndThenAskedFor) {
+  SmallCluster cluster(1, 1);
+  const auto keys = cluster.PublishChain(4);
+  cluster.Match(keys);
+  int torn = 2;
+  cluster.spoil = [&](std::vector<uint64_t>* words) {
+    if (torn-- > 0) {
+      for (size_t at = 0; at < words->size(); at += kMatchEntryWords) ++(*words)[at];
+    }
+  };
+  cluster.sent.clear();
+  const Outcome read = cluster.Match(keys, false, Way::kOneSided);
+  EXPECT_EQ(read.blocks.size(), 4u);
+  EXPECT_EQ(read.reads.changing, 6u) << "three groups, twice";
+  EXPECT_TRUE(cluster.sent.empty());
+  torn = 1000;
+  cluster.probes.clear();
+  EXPECT_EQ(cluster.Match(keys, false, Way::kOneSided).blocks.size(), 4u);
+  EXPECT_EQ(cluster.probes.size(), 3u);
+  EXPECT_EQ(cluster.sent.size(), 1u);
+  // Nothing that came is nothing that is known.
+  cluster.spoil = [](std::vector<uint64_t>* words) { words->clear(); };
+  const Outcome failed = cluster.Match(keys, false, Way::kOneSided);
+  EXPECT_EQ(failed.blocks.size(), 4u);
+  EXPECT_EQ(failed.reads.failed, 3u);
+  EXPECT_EQ(failed.reads.asked, 3u);
+}
+
+TEST(ProbeTest, AnEntryOfAnotherViewOwnerOrBlockIsNoAnswer) {
+  SmallCluster cluster(1, 1);
+  const auto keys = cluster.PublishChain(2);
+  cluster.Match(keys);
+  // Where the words of an entry are: match_table.cc.
+  for (const size_t word : {8u, 9u, 10u, 4u, 1u}) {  // epoch, incarnation, ordinal, key, namespace
+    cluster.spoil = [&](std::vector<uint64_t>* words) {
+      for (size_t at = 0; at < words->size(); at += kMatchEntryWords) {
+        if ((*words)[at + 8] != 0) (*words)[at + word] += 1;
+      }
+    };
+    const Outcome asked = cluster.Match(keys, false, Way::kOneSided);
+    EXPECT_EQ(asked.reads.read, 0u) << word;
+    EXPECT_EQ(asked.reads.asked, 2u) << word;
+    EXPECT_EQ(asked.blocks.size(), 2u);
+  }
+  cluster.spoil = nullptr;
+  EXPECT_EQ(cluster.Match(keys, false, Way::kOneSided).reads.read, 2u);
+  // Not the child of the key before it.
+  const auto other = cluster.PublishChain(1, 1, 70);
+  const Outcome mixed = cluster.Match({other[0], keys[1]}, false, Way::kOneSided);
+  EXPECT_EQ(mixed.reads.read, 0u);
+}
+
+// An owner that hears nothing of the newer view, and whose memory is read all the same.
+TEST(ProbeTest, TheMemoryOfAFormerOwnerIsNotBelieved) {
+  SmallCluster cluster(2, 2);
+  const auto keys = cluster.PublishChain(8, 2);
+  cluster.Match(keys);
+  ASSERT_EQ(cluster.Match(keys, false, Way::kOneSided).reads.asked, 0u);
+  const NodeId owner = Placement(cluster.view).OwnerOf(BlockId{kTestSpace, keys[4]});
+  SmallCluster::Node& zombie = *cluster.Find(owner);
+  const uint64_t shown = zombie.table.used();
+  ASSERT_GT(shown, 0u);
+  cluster.Remove(static_cast<size_t>(owner.low - 1));
+  cluster.Advance(Millis(10'000));  // a new owner removes nothing at first
+  EXPECT_EQ(zombie.table.used(), shown);
+  ASSERT_EQ(cluster.Drop(keys[4]).code, Code::kOk);
+  const Outcome after = cluster.Match(keys, false, Way::kOneSided);
+  EXPECT_EQ(after.blocks.size(), 4u);
+}
+
+TEST(ProbeTest, AReadThatDoesNotComeIsNotWaitedFor) {
+  SmallCluster cluster(1, 1);
+  const auto keys = cluster.PublishChain(3);
+  cluster.Match(keys);
+  ClientActions out;
+  cluster.client->Match(cluster.now, 800, kTestSpace, keys, false, Millis(2000), &out,
+                        Way::kOneSided);
+  ASSERT_EQ(out.probes.size(), 1u);
+  EXPECT_TRUE(out.calls.empty());
+  cluster.Advance(Millis(200));
+  ASSERT_TRUE(cluster.outcomes.contains(800));
+  EXPECT_EQ(cluster.outcomes[800].blocks.size(), 3u);
+  // Too late.
+  ClientActions more;
+  cluster.client->ReceiveProbe(cluster.now, out.probes[0].id, cluster.ReadTable(out.probes[0]),
+                               &more);
+  EXPECT_TRUE(more.outcomes.empty());
+}
+
 TEST(ClusterClientTest, WhatIsLeasedIsNotAskedForAgain) {
   SmallCluster cluster(2, 1);
   const auto keys = cluster.PublishChain(32);

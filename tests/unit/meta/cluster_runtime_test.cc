@@ -93,6 +93,7 @@ class ClusterRuntimeTest : public EtcdFixture {
     options.takeover = Millis(2000);
     options.times = times_;
     options.away = away_;
+    options.one_sided = one_sided_;
     return std::make_unique<ClusterRuntime>(options, MakeTransport(id, options.name, roles != 0),
                                             &clock_);
   }
@@ -188,6 +189,7 @@ class ClusterRuntimeTest : public EtcdFixture {
   // A loaded machine, or a sanitized program, is slow to answer.
   ClusterTimes times_{.call = Millis(2000)};
   Millis away_{600'000};
+  OneSided one_sided_ = OneSided::kAuto;
   std::vector<std::unique_ptr<Node>> nodes_;
 };
 
@@ -229,6 +231,48 @@ TEST_F(ClusterRuntimeTest, WhatOneMountWritesTheOtherMatchesAndReads) {
     leaves.insert(leaves.end(), page->keys.begin(), page->keys.end());
   }
   EXPECT_EQ(leaves, std::vector<BlockKey>{Key(1, 69)});
+}
+
+// Over TCP by way of the owners' CPUs, which only tests do; over verbs past them.
+TEST_F(ClusterRuntimeTest, MatchesAreReadOutOfTheOwnersMemory) {
+  one_sided_ = OneSided::kAlways;
+  for (uint64_t id = 1; id <= 2; ++id) Started(id, kBoth);
+  Node& writer = Started(11, 0);
+  Node& reader = Started(12, 0);
+  ASSERT_TRUE(Settled(2));
+  PublishChain(writer, 1, 70);
+  const auto asked = reader->Match(kSpace, Keys(1, 70), true, kLong);
+  ASSERT_TRUE(asked.ok());
+  ASSERT_EQ(asked->blocks.size(), 70u);
+  // No call, but READs: what was answered once is in the owners' tables.
+  const auto is_read = [&](uint32_t count, size_t wanted) {
+    const rdma::TransportStats before = reader->Describe().transport;
+    const auto match = reader->Match(kSpace, Keys(1, count), false, kLong);
+    EXPECT_TRUE(match.ok());
+    EXPECT_EQ(match->blocks.size(), wanted);
+    EXPECT_EQ(match->lease_until, Millis(0));
+    for (size_t i = 0; i < match->blocks.size(); ++i) {
+      EXPECT_EQ(match->blocks[i].key, asked->blocks[i].key) << i;
+      EXPECT_EQ(match->blocks[i].crc32c, asked->blocks[i].crc32c) << i;
+      EXPECT_EQ(match->blocks[i].places, asked->blocks[i].places) << i;
+    }
+    const rdma::TransportStats after = reader->Describe().transport;
+    return after.calls == before.calls && after.reads > before.reads;
+  };
+  EXPECT_TRUE(Eventually([&] { return is_read(70, 70); }));
+  EXPECT_TRUE(Eventually([&] { return is_read(100, 70); })) << "nothing extends the last one";
+  EXPECT_TRUE(Eventually([&] { return is_read(17, 17); }));
+  for (const FoundBlock& block : asked->blocks) {
+    rdma::Bytes bytes(block.length);
+    ASSERT_TRUE(reader->Read(kSpace, block, bytes, kLong).ok());
+    EXPECT_EQ(bytes, BytesOf(block.key, block.length));
+  }
+  // What has changed is seen.
+  EXPECT_TRUE(writer->Drop({kSpace, Key(1, 40)}, kLong).ok());
+  EXPECT_TRUE(Eventually([&] { return is_read(70, 40); }));
+  if (rdma::TestsVerbs()) {
+    EXPECT_GT(reader->Describe().transport.device_reads, 0u);
+  }
 }
 
 TEST_F(ClusterRuntimeTest, ADropIsSeenByTheOtherMount) {

@@ -150,9 +150,9 @@ class SmallCluster {
     for (int i = 0; i < 1000 && !outcomes.contains(op); ++i) Advance(Millis(20));
     return outcomes.at(op);
   }
-  Outcome Match(const std::vector<BlockKey>& keys, bool lease = false) {
+  Outcome Match(const std::vector<BlockKey>& keys, bool lease = false, Way way = Way::kCall) {
     return Do([&](uint64_t op, ClientActions* out) {
-      client->Match(now, op, kTestSpace, keys, lease, Millis(2000), out);
+      client->Match(now, op, kTestSpace, keys, lease, Millis(2000), out, way);
     });
   }
   Outcome Create(const BlockKey& key, const BlockKey& parent) {
@@ -227,7 +227,27 @@ class SmallCluster {
         TakeClient(more);
       });
     }
+    for (const MatchProbe& probe : actions.probes) {
+      probes.push_back(probe);
+      queue.push_back([this, probe] {
+        ClientActions more;
+        client->ReceiveProbe(now, probe.id, ReadTable(probe), &more);
+        TakeClient(more);
+      });
+    }
     for (const Outcome& outcome : actions.outcomes) outcomes[outcome.op] = outcome;
+  }
+  // As READs bring it, also of a node that does nothing any more.
+  std::vector<uint64_t> ReadTable(const MatchProbe& probe) {
+    std::vector<uint64_t> words;
+    const MatchTable& table = Find(probe.to)->table;
+    for (const MatchProbe::Group& group : probe.groups) {
+      const uint64_t bucket = MatchBucketOf({probe.space, group.anchor}, table.buckets());
+      const auto part = table.Read(bucket, group.count);
+      words.insert(words.end(), part.begin(), part.end());
+    }
+    if (spoil) spoil(&words);
+    return words;
   }
   void Call(const OutCall& call, std::function<void(const Reply&)> done) {
     queue.push_back([this, call, done = std::move(done)] {
@@ -269,7 +289,9 @@ class SmallCluster {
   std::deque<std::function<void()>> queue;
   std::map<uint64_t, std::function<void(const Reply&)>> waiting;
   std::map<uint64_t, Outcome> outcomes;
-  std::vector<OutCall> sent;  // by the client
+  std::vector<OutCall> sent;                          // by the client
+  std::vector<MatchProbe> probes;                     // likewise
+  std::function<void(std::vector<uint64_t>*)> spoil;  // what a probe brings
   std::function<Reply(Node&, const ReadRequest&)> serve_read;
   // True: the call is not made now; a test may make it later, by Call().
   std::function<bool(const OutCall&, const std::function<void(const Reply&)>& done)> holds;
