@@ -14,10 +14,10 @@ kvc_vm_test(verbs_queue_pairs --certs --seconds 900 --program $<TARGET_FILE:verb
 kvc_vm_test(one_sided_race --certs --seconds 1200 --program $<TARGET_FILE:one_sided_race_test> --
   "rdma-devices && KVC_TEST_TRANSPORT=verbs KVC_TEST_HOST=10.77.0.1 KVC_TEST_CERTS=/certs KVC_TEST_READS=100000 one_sided_race_test")
 
-# A cluster's nodes on two devices, with etcd: matches, reads, publishes and drops over queue pairs.
+# A cluster's nodes on two devices, with etcd: matches (by calls, and READ out of owners' memory), reads, publishes and drops over queue pairs.
 kvc_vm_test(verbs_cluster --certs --seconds 900 --program $<TARGET_FILE:cluster_runtime_test> --program etcd
   --program ${CMAKE_CURRENT_SOURCE_DIR}/vm/on-two-devices.sh -- on-two-devices.sh cluster_runtime_test
-  --gtest_filter=*WhatOneMount*:*ADropIsSeen*:*AHolderServes*:*FirstToPublish*:*DamagedBytes*:*Namespaces*:*ManyCallers*)
+  --gtest_filter=*WhatOneMount*:*ADropIsSeen*:*AHolderServes*:*FirstToPublish*:*DamagedBytes*:*Namespaces*:*ManyCallers*:*MatchesAreRead*)
 
 # Copies that a holder registers, read one-sided into the memory that asked: no call, and never other bytes.
 kvc_vm_test(one_sided_copies --certs --seconds 900 --program $<TARGET_FILE:exposed_copies_test> --
