@@ -26,8 +26,14 @@ kvc_vm_test(one_sided_copies --certs --seconds 900 --program $<TARGET_FILE:expos
 # Two servers on two devices, with their data on the guest's NVMe device, and two mounts: replays that check every byte, one of them
 # while a server is killed.
 kvc_vm_test(mounted_cluster --certs --seconds 1400 --memory 2048 --disk 3072 --program $<TARGET_FILE:kvcfs> --program etcd
-  --program mke2fs --program setfattr --program ${CMAKE_CURRENT_SOURCE_DIR}/vm/mounted-cluster.sh -- mounted-cluster.sh)
+  --program mke2fs --program setfattr --program ${CMAKE_CURRENT_SOURCE_DIR}/vm/cluster-words.sh
+  --program ${CMAKE_CURRENT_SOURCE_DIR}/vm/mounted-cluster.sh -- mounted-cluster.sh)
 
 # What a trace's requests cost, by calls and one-sided: as many round trips, READs and bytes by the device as loopback counts.
 kvc_vm_test(trace_counts --certs --seconds 900 --program $<TARGET_FILE:trace_counts_test> --
   "rdma-devices && KVC_TEST_TRANSPORT=verbs KVC_TEST_HOST=10.77.0.1 KVC_TEST_CERTS=/certs trace_counts_test")
+
+# Two guests that only a network joins, each a host of a cluster: what one writes the other reads over queue pairs, and when one goes
+# off the other has all of it.
+kvc_vm_test(two_hosts --hosts 2 --cpus 1 --certs --seconds 1400 --program $<TARGET_FILE:kvcfs> --program etcd --program setfattr
+  --program ${CMAKE_CURRENT_SOURCE_DIR}/vm/cluster-words.sh --program ${CMAKE_CURRENT_SOURCE_DIR}/vm/two-hosts.sh -- two-hosts.sh)

@@ -2,64 +2,17 @@
 # A cluster of two servers on two soft-RoCE devices, and two mounts, in one guest: replays that check every byte, over verbs; a
 # server is killed in the middle of one and comes back with what its NVMe tier has.
 #   mounted-cluster.sh [REQUESTS]        needs etcd, kvcfs, mke2fs, /certs and an NVMe device
+me=mounted-cluster.sh
 requests=${1:-16}
-block=64KiB
-failed=0
-say() { echo "== $(cut -d ' ' -f 1 /proc/uptime) s: $*"; }
-fail() { echo "mounted-cluster.sh: $*"; failed=1; }
-end() {
-  if [ "$failed" != 0 ]; then
-    for log in /tmp/*.log /nvme/*/*.log /tmp/m*/*.log; do
-      if [ -s "$log" ]; then echo "--- the end of $log"; tail -n 25 "$log"; fi
-    done
-  fi
-  exit "$failed"
-}
-# eventually SECONDS COMMAND...: how long only bounds the test.
-eventually() {
-  left=$1
-  shift
-  while ! "$@" >/dev/null 2>&1; do
-    left=$((left - 1))
-    if [ "$left" -le 0 ]; then return 1; fi
-    sleep 1
-  done
-}
-# sum FILE NAME [LABEL]: of a metric's samples, without fractions.
-sum() {
-  awk -v name="$2" -v label="$3" 'index($1, name) == 1 && (label == "" || index($1, label)) { all += $2 }
-    END { printf "%d\n", all }' "$1"
-}
-tls() { echo --tls-cert "/certs/$1.pem" --tls-key "/certs/$1.key" --tls-ca /certs/ca.pem; }
+data=/nvme
+nvme=1280MiB
 cluster="--cluster etcd://127.0.0.1:2379 --set cluster.etcd_tls=false --transport verbs --set cluster.one_sided=always"
-
-serve() { # NUMBER
-  # shellcheck disable=SC2046,SC2086
-  kvcfs serve $cluster $(tls "n$1") --name "n$1" --listen "10.77.0.$1:7470" --data "/nvme/n$1" --dram 128MiB --nvme 1280MiB \
-    --metrics-address "127.0.0.1:946$1" --daemon >"/tmp/serve$1" 2>&1 || { cat "/tmp/serve$1"; return 1; }
-  sed -n 's/.* pid=//p' "/tmp/serve$1" >"/tmp/pid$1"
-}
-mount_one() { # NUMBER; a small tier, so that most is read from the servers
-  # shellcheck disable=SC2046,SC2086
-  kvcfs mount "/mnt$1" $cluster $(tls "mount1$1") --data "/tmp/m$1" --dram 8MiB --nvme 0 --client-only --daemon \
-    >"/tmp/mount$1" 2>&1 || { cat "/tmp/mount$1"; return 1; }
-}
-replay() { # NUMBER WORDS...
-  number=$1
-  shift
-  kvcfs replay /tmp/trace --mount "/mnt$number/demo" --block-bytes "$block" --limit "$requests" --json "$@"
-}
-of_server() { wget -q -O "/tmp/server$1" "http://127.0.0.1:946$1/metrics" && sum "/tmp/server$1" "$2" "$3"; }
-of_mount() { sum "/mnt$1/.kvcfs/metrics" "$2" "$3"; }
-way=kvcfs_meta_copy_read_bytes_total
+. cluster-words.sh
 
 rdma-devices || exit 1
 # The shell has an mke2fs of its own.
 /usr/bin/mke2fs -q -F -t ext4 /dev/nvme0n1 && mkdir /nvme && mount -t ext4 /dev/nvme0n1 /nvme || exit 1
-etcd --data-dir /tmp/etcd --unsafe-no-fsync --listen-client-urls http://127.0.0.1:2379 \
-  --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380 \
-  --initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster default=http://127.0.0.1:2380 >/tmp/etcd.log 2>&1 &
-eventually 120 wget -q -O - http://127.0.0.1:2379/health || { fail "etcd does not answer"; end; }
+etcd_at http://127.0.0.1:2379
 if ! { serve 1 && serve 2; }; then fail "no servers"; end; fi
 say "two servers"
 if ! { mount_one 1 && mount_one 2; }; then fail "no mounts"; end; fi
