@@ -205,7 +205,7 @@ class CopyHolderTest : public testing::Test, protected StoreParts {
   // For what the cluster was given by reference: declared after it, this ends the cluster before
   // it, however the test ends.
   struct KillFirst {
-    explicit KillFirst(CopyHolderTest* test) : test(test) {}
+    explicit KillFirst(CopyHolderTest* of) : test(of) {}
     ~KillFirst() { test->Kill(); }
     KillFirst(const KillFirst&) = delete;
     KillFirst& operator=(const KillFirst&) = delete;
