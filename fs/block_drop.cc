@@ -93,6 +93,7 @@ void BlockStore::AppendTombstone(NamespaceId ns, const BlockKey& key) {
 }
 
 FsStatus BlockStore::Drop(NamespaceId ns, const BlockKey& key, uint64_t* dropped) {
+  const RecordsWritten behind(this);
   MutexLock lock(mutex_);
   if (!pending_.empty()) AwaitPublication(ns, key, lock);
   if (parts_.cluster != nullptr) {
@@ -123,6 +124,7 @@ void BlockStore::RememberGhosts(const std::vector<BlockRef>& refs) {
 
 FsStatus BlockStore::UnlinkFromChain(NamespaceId ns, const BlockKey& tip, uint32_t ordinal,
                                      const BlockKey& key) {
+  const RecordsWritten behind(this);
   MutexLock lock(mutex_);
   if (parts_.cluster != nullptr) {
     if (Confirm(ns, key, lock)) {
@@ -156,6 +158,7 @@ FsStatus BlockStore::UnlinkFromChain(NamespaceId ns, const BlockKey& tip, uint32
 }
 
 FsStatus BlockStore::RemoveTip(NamespaceId ns, const BlockKey& tip) {
+  const RecordsWritten behind(this);
   MutexLock lock(mutex_);
   std::optional<BlockRef> ref =
       parts_.cluster != nullptr ? Confirm(ns, tip, lock) : index_.Find(ns, tip);
@@ -189,6 +192,7 @@ uint64_t BlockStore::DropRoots(NamespaceId ns, Counter& why, bool tombstone) {
 }
 
 uint64_t BlockStore::DropNamespace(NamespaceId ns) {
+  const RecordsWritten behind(this);
   const uint64_t there = parts_.cluster != nullptr ? DropLeavesOf(ns) : 0;
   MutexLock lock(mutex_);
   const uint64_t here = DropRoots(ns, BlockMetrics::Get().dropped, true);

@@ -361,6 +361,18 @@ class BlockStore : public SlotOwner {
   void DeleteRecord(meta::NamespaceId ns, const BlockKey& key) KVC_REQUIRES(mutex_);
   void NoteApplied(uint64_t sequence) KVC_REQUIRES(mutex_);
   Status FlushRecords(bool sync);
+  // Declared before the lock, so that it ends behind it: what was dropped stays dropped when the
+  // process dies. Where the records cannot be written, that is tried again and has been said.
+  class RecordsWritten {
+   public:
+    explicit RecordsWritten(BlockStore* store) : store_(store) {}
+    ~RecordsWritten() { (void)store_->FlushRecords(false); }
+    RecordsWritten(const RecordsWritten&) = delete;
+    RecordsWritten& operator=(const RecordsWritten&) = delete;
+
+   private:
+    BlockStore* const store_;
+  };
 
   const BlockStoreOptions options_;
   const BlockStoreParts parts_;

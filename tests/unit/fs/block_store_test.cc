@@ -312,6 +312,27 @@ TEST_F(BlockStoreTest, WhatWasDroppedStaysDroppedAfterAKill) {
   for (size_t i = 3; i < keys.size(); ++i) EXPECT_FALSE(Has(keys[i])) << i;
 }
 
+// The process may die as soon as a drop has returned: its records must not bring the blocks back.
+TEST_F(BlockStoreTest, ADropThatReturnedIsInTheRecords) {
+  const auto keys = PutChain(20, 1, true);
+  const auto has_record = [&](const BlockKey& key) {
+    const auto record = meta_->Get(meta::BlockRecordKey(space_.id, key));
+    return record.ok() && record->has_value();
+  };
+  ASSERT_TRUE(blocks_->WriteBackAll().ok());
+  for (const BlockKey& key : keys) ASSERT_TRUE(has_record(key));
+  for (size_t left = keys.size(); left-- > 3;) {
+    ASSERT_TRUE(blocks_->Drop(space_.id, keys[left], nullptr));
+    EXPECT_FALSE(has_record(keys[left])) << left;
+  }
+  ASSERT_TRUE(blocks_->UnlinkFromChain(space_.id, keys[2], 2, keys[2]));
+  EXPECT_FALSE(has_record(keys[2]));
+  ASSERT_TRUE(blocks_->RemoveTip(space_.id, keys[1]));
+  EXPECT_FALSE(has_record(keys[1]));
+  blocks_->DropNamespace(space_.id);
+  EXPECT_FALSE(has_record(keys[0]));
+}
+
 TEST_F(BlockStoreTest, AnotherDaemonTakesOpenFilesOver) {
   const auto keys = PutChain(2, 1);
   const auto view = blocks_->Find(space_.id, keys[0], BlockStore::Use::kPeek);
