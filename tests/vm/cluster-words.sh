@@ -31,7 +31,7 @@ sum() {
   awk -v name="$2" -v label="$3" 'index($1, name) == 1 && (label == "" || index($1, label)) { all += $2 }
     END { printf "%d\n", all }' "$1"
 }
-of_server() { wget -q -T 30 -O "/tmp/server$1" "http://127.0.0.1:946$1/metrics" && sum "/tmp/server$1" "$2" "$3"; }
+of_server() { timeout 30 wget -q -O "/tmp/server$1" "http://127.0.0.1:946$1/metrics" && sum "/tmp/server$1" "$2" "$3"; }
 of_mount() { sum "/mnt$1/.kvcfs/metrics" "$2" "$3"; }
 way=kvcfs_meta_copy_read_bytes_total
 
@@ -44,7 +44,7 @@ etcd_at() {
   etcd --data-dir /tmp/etcd --unsafe-no-fsync --listen-client-urls "$url" --advertise-client-urls "$url" \
     --listen-metrics-urls http://127.0.0.1:2381 --listen-peer-urls "$peer" --initial-advertise-peer-urls "$peer" \
     --initial-cluster "default=$peer" "$@" >/tmp/etcd.log 2>&1 &
-  eventually 120 wget -q -T 30 -O - http://127.0.0.1:2381/health || { fail "etcd does not answer"; end; }
+  eventually 120 timeout 30 wget -q -O - http://127.0.0.1:2381/health || { fail "etcd does not answer"; end; }
 }
 serve() { # NUMBER
   # shellcheck disable=SC2046,SC2086
