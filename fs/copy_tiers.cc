@@ -23,6 +23,7 @@ constexpr milliseconds kRetryWhenFull{1000};
 constexpr milliseconds kIdleWait{1000};
 constexpr std::chrono::seconds kDurableLimit{30};
 constexpr size_t kShedCopiesMax = 4096;  // asked for at a time
+constexpr size_t kColderMax = 256;       // that are looked at before one is asked for
 
 }  // namespace
 
@@ -269,7 +270,19 @@ bool CopyHolder::TryEvict(SlotId slot) {
     const bool nowhere =
         parts_.segments == nullptr || nvme_full_ || copy.facts.length > nvme_bytes_max_;
     if (!nowhere || !MayAskFor(copy, parts_.slots->capacity_bytes() / 16)) return false;
-    BeginRelease(copy);
+    // Colder ones were refused while as much as may be was asked for already. When that is granted
+    // in the middle of a look through the slots, it is still their turn.
+    size_t looked_at = 0;
+    for (const CopyKey& colder : ages_) {
+      if (colder == key || ++looked_at > kColderMax) break;
+      const Copy& other = copies_.at(colder);
+      const bool is_read = other.mapping != nullptr && other.mapping.use_count() > 1;
+      if (other.slot == 0 || other.place.valid() || other.version == 0) continue;
+      if (other.releasing || other.pins > 0 || is_read) continue;
+      key = colder;
+      break;
+    }
+    BeginRelease(copies_.at(key));
   }
   AskRelease({key});
   return false;

@@ -431,6 +431,23 @@ TEST_F(CopyHolderTest, WithoutNvmeTheColdestAreAskedToGo) {
   EXPECT_EQ(CodeOfOpen(keys.front()), Code::kNotFound);
 }
 
+// Releases that are granted while the slots are looked through let that look get to the hottest.
+TEST_F(CopyHolderTest, WhicheverIsLookedAtTheColdestIsAskedToGo) {
+  nvme_bytes_ = 0;
+  Start();
+  std::vector<Key> keys;
+  for (uint64_t n = 0; n < 3; ++n) keys.push_back(Put(n));
+  iouring::SlotId hottest = 0;
+  slots_->ForEach([&](iouring::SlotId slot, iouring::SlotRecord& record) {
+    if (record.key == KeyOf(2)) hottest = slot;
+  });
+  ASSERT_NE(hottest, 0u);
+  EXPECT_FALSE(holder_->TryEvict(hottest)) << "the cluster is asked first";
+  cluster_->Settle();
+  EXPECT_EQ(cluster_->asked(), std::vector<Key>{keys[0]});
+  ExpectReadable(2, keys[2]);
+}
+
 TEST_F(CopyHolderTest, WhatMustStayStaysAndAnotherGoes) {
   nvme_bytes_ = 0;
   Start();
