@@ -29,8 +29,8 @@ class MatchAnswers {
     std::array<Place, kPlacesMax> places;  // the first in the second line, the others behind
     uint32_t shown_at = kNone;             // in the table, unless another took its place
 
-    void AppendTo(std::vector<FoundBlock>* blocks) const {
-      FoundBlock& block = blocks->emplace_back();
+    void AppendTo(std::vector<FoundBlock>* blocks) const { FillIn(blocks->emplace_back()); }
+    void FillIn(FoundBlock& block) const {
       block.key = id.key;
       block.length = length;
       block.crc32c = crc32c;
@@ -102,10 +102,10 @@ class MatchAnswers {
     if (at >= kMany || answers_[at].id != id) return;
     Answer& answer = answers_[at];
     if (table_->Has(answer.shown_at, id)) return;
-    std::vector<FoundBlock> block;
-    answer.AppendTo(&block);
+    FoundBlock block;
+    answer.FillIn(block);
     answer.shown_at =
-        table_->Put(anchor, index, id, answer.parent, answer.ordinal, block[0]).value_or(kNone);
+        table_->Put(anchor, index, id, answer.parent, answer.ordinal, block).value_or(kNone);
   }
   // What was said of it is not said any more.
   void Drop(const BlockId& id) {

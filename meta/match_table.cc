@@ -4,18 +4,16 @@
 #include <cstring>
 
 #include "meta/planted.h"
-#include "meta/remote_layout.h"
+#include "meta/versioned_words.h"
 #include "rdma/wire.h"
 
 namespace kvcfs::meta {
 namespace {
 
-// A version at either end, so also who reads word by word in ascending order is safe.
+// As versioned_words.h begins it; a version at either end, so also who reads word by word in
+// ascending order is safe.
 enum Word : size_t {
-  kVersionBegin = 0,
-  kSpace = 1,  // 2 words
-  kKey = 3,    // 4
-  kParent = 7,
+  kParent = layout::kRecordIdEnd,
   kEpoch = 8,
   kIncarnation = 9,
   kOrdinalAndLength = 10,
@@ -62,16 +60,13 @@ Result<MatchTablePlace> DecodeMatchTablePlace(std::span<const std::byte> bytes) 
 }
 
 uint64_t MatchBucketOf(const BlockId& anchor, uint64_t buckets) {
-  return MixHash(anchor.key.Word(0) ^ anchor.space.low, anchor.key.Word(1)) & (buckets - 1);
+  return layout::BucketOf(anchor, buckets);
 }
 
 std::optional<MatchEntry> DecodeMatchEntry(std::span<const uint64_t, kMatchEntryWords> words) {
-  if (words[kVersionBegin] != words[kVersionEnd] || words[kVersionBegin] % 2 != 0) {
-    return std::nullopt;
-  }
+  if (!layout::IsWhole(words, kVersionEnd)) return std::nullopt;
   MatchEntry entry;
-  entry.id.space = {words[kSpace], words[kSpace + 1]};
-  std::memcpy(entry.id.key.bytes.data(), &words[kKey], BlockKey::kBytes);
+  entry.id = layout::IdIn(words);
   entry.parent = words[kParent];
   entry.epoch = words[kEpoch];
   entry.incarnation = words[kIncarnation];
@@ -128,24 +123,19 @@ std::vector<uint64_t> MatchTable::Read(uint64_t bucket, uint64_t count) const {
 
 void MatchTable::Change(uint64_t at, const MatchEntry& entry) {
   const auto words = At(at);
-  const uint64_t version = LoadWord(&words[kVersionBegin]);
-  StoreWord(&words[kVersionBegin], version + 1);
-  StoreWord(&words[kVersionEnd], version + 1);
-  StoreWord(&words[kSpace], entry.id.space.high);
-  StoreWord(&words[kSpace + 1], entry.id.space.low);
-  for (size_t i = 0; i < 4; ++i) StoreWord(&words[kKey + i], entry.id.key.Word(i));
-  StoreWord(&words[kParent], entry.parent);
-  StoreWord(&words[kEpoch], entry.epoch);
-  StoreWord(&words[kIncarnation], entry.incarnation);
-  StoreWord(&words[kOrdinalAndLength], Pair(entry.ordinal, entry.length));
-  StoreWord(&words[kCrcAndMtime], Pair(entry.crc32c, entry.mtime_s));
-  const uint32_t nodes = entry.nodes[0] | uint32_t{entry.nodes[1]} << 16;
-  StoreWord(&words[kChildrenAndNodes], Pair(entry.children, nodes));
-  for (size_t i = 0; i < MatchEntry::kPlacesMax; ++i) {
-    StoreWord(&words[kGenerations + i], entry.generations[i]);
-  }
-  StoreWord(&words[kVersionBegin], version + 2);
-  StoreWord(&words[kVersionEnd], version + 2);
+  layout::ChangeRecord(words, kVersionEnd, [&] {
+    layout::StoreId(words, entry.id);
+    StoreWord(&words[kParent], entry.parent);
+    StoreWord(&words[kEpoch], entry.epoch);
+    StoreWord(&words[kIncarnation], entry.incarnation);
+    StoreWord(&words[kOrdinalAndLength], Pair(entry.ordinal, entry.length));
+    StoreWord(&words[kCrcAndMtime], Pair(entry.crc32c, entry.mtime_s));
+    const uint32_t nodes = entry.nodes[0] | uint32_t{entry.nodes[1]} << 16;
+    StoreWord(&words[kChildrenAndNodes], Pair(entry.children, nodes));
+    for (size_t i = 0; i < MatchEntry::kPlacesMax; ++i) {
+      StoreWord(&words[kGenerations + i], entry.generations[i]);
+    }
+  });
   const bool is_used = entry.epoch != 0;
   if (used_[at] != is_used) used_count_ += is_used ? 1 : UINT64_MAX;
   used_[at] = is_used;

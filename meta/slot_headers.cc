@@ -3,18 +3,15 @@
 #include <algorithm>
 #include <bit>
 
-#include "meta/remote_layout.h"
+#include "meta/versioned_words.h"
 #include "rdma/wire.h"
 
 namespace kvcfs::meta {
 namespace {
 
-// A version in each of the two cache lines; all else is between them.
+// As versioned_words.h begins it; a version in each of the two cache lines.
 enum Word : size_t {
-  kVersionBegin = 0,
-  kSpace = 1,  // 2 words
-  kKey = 3,    // 4
-  kGeneration = 7,
+  kGeneration = layout::kRecordIdEnd,
   kVersionEnd = 8,
   kLengthAndCrc = 9,
   kRegion = 10,
@@ -47,12 +44,9 @@ Result<SlotTable> DecodeSlotTable(std::span<const std::byte> bytes) {
 }
 
 std::optional<SlotHeader> DecodeSlotHeader(std::span<const uint64_t, kSlotHeaderWords> words) {
-  if (words[kVersionBegin] != words[kVersionEnd] || words[kVersionBegin] % 2 != 0) {
-    return std::nullopt;
-  }
+  if (!layout::IsWhole(words, kVersionEnd)) return std::nullopt;
   SlotHeader header;
-  header.id.space = {words[kSpace], words[kSpace + 1]};
-  std::memcpy(header.id.key.bytes.data(), &words[kKey], BlockKey::kBytes);
+  header.id = layout::IdIn(words);
   header.generation = words[kGeneration];
   header.length = layout::Low(words[kLengthAndCrc]);
   header.crc32c = layout::High(words[kLengthAndCrc]);
@@ -66,7 +60,7 @@ std::optional<SlotHeader> DecodeSlotHeader(std::span<const uint64_t, kSlotHeader
 }
 
 uint64_t SlotBucketOf(const BlockId& id, uint64_t headers) {
-  return MixHash(id.key.Word(0) ^ id.space.low, id.key.Word(1)) & (headers - kSlotBucketHeaders);
+  return layout::BucketOf(id, headers) & ~(kSlotBucketHeaders - 1);
 }
 
 SlotHeaders::SlotHeaders(uint64_t slots)
@@ -81,22 +75,17 @@ std::span<uint64_t, kSlotHeaderWords> SlotHeaders::At(uint64_t at) const {
 
 void SlotHeaders::Change(uint64_t at, const SlotHeader& header) {
   const auto words = At(at);
-  const uint64_t version = layout::LoadWord(&words[kVersionBegin]);
-  layout::StoreWord(&words[kVersionBegin], version + 1);
-  layout::StoreWord(&words[kVersionEnd], version + 1);
-  layout::StoreWord(&words[kSpace], header.id.space.high);
-  layout::StoreWord(&words[kSpace + 1], header.id.space.low);
-  for (size_t i = 0; i < 4; ++i) layout::StoreWord(&words[kKey + i], header.id.key.Word(i));
-  layout::StoreWord(&words[kGeneration], header.generation);
-  layout::StoreWord(&words[kLengthAndCrc], layout::Pair(header.length, header.crc32c));
-  layout::StoreWord(&words[kRegion], header.region);
-  layout::StoreWord(&words[kAddress], header.key.address);
-  for (size_t i = 0; i < 2; ++i) {
-    layout::StoreWord(&words[kKeys + i],
-                      layout::Pair(header.key.keys[2 * i], header.key.keys[2 * i + 1]));
-  }
-  layout::StoreWord(&words[kVersionBegin], version + 2);
-  layout::StoreWord(&words[kVersionEnd], version + 2);
+  layout::ChangeRecord(words, kVersionEnd, [&] {
+    layout::StoreId(words, header.id);
+    layout::StoreWord(&words[kGeneration], header.generation);
+    layout::StoreWord(&words[kLengthAndCrc], layout::Pair(header.length, header.crc32c));
+    layout::StoreWord(&words[kRegion], header.region);
+    layout::StoreWord(&words[kAddress], header.key.address);
+    for (size_t i = 0; i < 2; ++i) {
+      layout::StoreWord(&words[kKeys + i],
+                        layout::Pair(header.key.keys[2 * i], header.key.keys[2 * i + 1]));
+    }
+  });
 }
 
 std::optional<uint64_t> SlotHeaders::Put(const SlotHeader& header) {
