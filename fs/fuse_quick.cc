@@ -15,8 +15,10 @@ namespace {
 
 using Instant = std::chrono::steady_clock::time_point;
 
-constexpr uint32_t kPassthrough = 1 << 7;  // FOPEN_PASSTHROUGH, 6.9
-constexpr uint64_t kUniqueResent = uint64_t{1} << 63;
+constexpr uint32_t kNoFlush = 1 << 5;                  // FOPEN_NOFLUSH
+constexpr uint32_t kParallelDirectWrites = 1 << 6;     // FOPEN_PARALLEL_DIRECT_WRITES, 6.2
+constexpr uint32_t kPassthrough = 1 << 7;              // FOPEN_PASSTHROUGH, 6.9
+constexpr uint64_t kUniqueResent = uint64_t{1} << 63;  // FUSE_UNIQUE_RESEND, 6.9
 
 // The body of an answer to OPEN: fuse_open_out, whose last word older headers do not name.
 struct OpenBody {
@@ -43,17 +45,15 @@ void SendError(int device_fd, const fuse_in_header& header, int number) {
 }
 
 OpenBody BodyOf(const OpenReply& open, int flags) {
+  const OpenAnswer answer = AnswerOf(open, flags);
   OpenBody body;
   body.handle = open.handle;
-  if (open.keep_cache) body.flags |= FOPEN_KEEP_CACHE;
-  if (open.mode == OpenMode::kDirect) body.flags |= FOPEN_DIRECT_IO;
-  if (open.parallel_direct_writes) body.flags |= 1 << 6;
-  if ((flags & O_ACCMODE) == O_RDONLY || open.no_flush) body.flags |= 1 << 5;
-  // Beside passthrough a direct open needs the same id too, or the kernel refuses it with EIO.
-  if (open.mode != OpenMode::kCached && open.backing_id != 0) {
-    body.flags |= kPassthrough;
-    body.backing_id = open.backing_id;
-  }
+  if (answer.keep_cache) body.flags |= FOPEN_KEEP_CACHE;
+  if (answer.direct_io) body.flags |= FOPEN_DIRECT_IO;
+  if (answer.parallel_direct_writes) body.flags |= kParallelDirectWrites;
+  if (answer.no_flush) body.flags |= kNoFlush;
+  if (answer.backing_id != 0) body.flags |= kPassthrough;
+  body.backing_id = answer.backing_id;
   return body;
 }
 
@@ -61,7 +61,9 @@ void AnswerOpen(Filesystem& filesystem, int device_fd, const fuse_in_header& hea
                 const fuse_open_in& in, Instant taken) {
   FuseOpTimer timer(FuseOp::kOpen, taken);
   const auto flags = static_cast<int>(in.flags);
-  const FsResult<OpenReply> open = filesystem.Open(CallerOf(header), header.nodeid, flags);
+  const Caller caller =
+      CallerOf(header.uid, header.gid, static_cast<pid_t>(header.pid), header.unique);
+  const FsResult<OpenReply> open = filesystem.Open(caller, header.nodeid, flags);
   if (!open) {
     timer.Failed(open.error().value);
     return SendError(device_fd, header, open.error().value);
@@ -77,12 +79,24 @@ void AnswerOpen(Filesystem& filesystem, int device_fd, const fuse_in_header& hea
 
 }  // namespace
 
-Caller CallerOf(const fuse_in_header& header) {
-  return {.uid = header.uid,
-          .gid = header.gid,
-          .pid = static_cast<pid_t>(header.pid),
-          .unique = header.unique & ~kUniqueResent,
-          .resent = (header.unique & kUniqueResent) != 0};
+Caller CallerOf(uint32_t uid, uint32_t gid, pid_t pid, uint64_t unique) {
+  return {.uid = uid,
+          .gid = gid,
+          .pid = pid,
+          .unique = unique & ~kUniqueResent,
+          .resent = (unique & kUniqueResent) != 0};
+}
+
+OpenAnswer AnswerOf(const OpenReply& open, int flags) {
+  OpenAnswer answer;
+  answer.keep_cache = open.keep_cache;
+  answer.direct_io = open.mode == OpenMode::kDirect;
+  answer.parallel_direct_writes = open.parallel_direct_writes;
+  // Without a FLUSH at close() a reader costs one round trip less.
+  answer.no_flush = (flags & O_ACCMODE) == O_RDONLY || open.no_flush;
+  // Beside passthrough a direct open needs the same id too, or the kernel refuses it with EIO.
+  if (open.mode != OpenMode::kCached) answer.backing_id = open.backing_id;
+  return answer;
 }
 
 bool AnswerQuickly(Filesystem& filesystem, int device_fd, std::span<const std::byte> request,

@@ -16,7 +16,15 @@
 
 namespace kvcfs::fs {
 
-Caller CallerOf(const fuse_in_header& header);
+// Who asks; `unique` as the kernel says it, with the bit of a request that is sent again.
+Caller CallerOf(uint32_t uid, uint32_t gid, pid_t pid, uint64_t unique);
+
+// What is said of an opened file, whoever says it.
+struct OpenAnswer {
+  bool keep_cache = false, direct_io = false, parallel_direct_writes = false, no_flush = false;
+  uint32_t backing_id = 0;  // 0: its bytes come from us
+};
+OpenAnswer AnswerOf(const OpenReply& open, int flags);
 
 // True if it was one of those two: it is answered. `taken`: when it came.
 bool AnswerQuickly(Filesystem& filesystem, int device_fd, std::span<const std::byte> request,

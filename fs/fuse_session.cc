@@ -47,9 +47,8 @@ struct fuse_backing_map {
 namespace kvcfs::fs {
 namespace {
 
-constexpr int kNotifyResend = 7;                       // FUSE_NOTIFY_RESEND, 6.9
-constexpr int kNotifyIncEpoch = 8;                     // FUSE_NOTIFY_INC_EPOCH, 6.16
-constexpr uint64_t kUniqueResent = uint64_t{1} << 63;  // FUSE_UNIQUE_RESEND
+constexpr int kNotifyResend = 7;    // FUSE_NOTIFY_RESEND, 6.9
+constexpr int kNotifyIncEpoch = 8;  // FUSE_NOTIFY_INC_EPOCH, 6.16
 constexpr size_t kWriteMax = 1 << 20;
 constexpr size_t kBufferBytes = kWriteMax + (64 << 10);
 // Waiting in /dev/fuse at once. The kernel wakes them in turn: with two, the RELEASE of a close()
@@ -121,11 +120,7 @@ Length LengthOf(uint32_t opcode) {
 
 Caller CallerOf(fuse_req_t request) {
   const fuse_ctx* context = fuse_req_ctx(request);
-  return {.uid = context->uid,
-          .gid = context->gid,
-          .pid = context->pid,
-          .unique = t_unique & ~kUniqueResent,
-          .resent = (t_unique & kUniqueResent) != 0};
+  return fs::CallerOf(context->uid, context->gid, context->pid, t_unique);
 }
 
 std::span<std::byte> ReadBuffer(size_t size) {
@@ -216,15 +211,14 @@ class DirBuffer final : public DirSink {
 };
 
 void SetOpen(const OpenReply& open, int flags, fuse_file_info* info) {
+  const OpenAnswer answer = AnswerOf(open, flags);
   info->fh = open.handle;
-  info->keep_cache = open.keep_cache;
-  info->direct_io = open.mode == OpenMode::kDirect;
-  info->parallel_direct_writes = open.parallel_direct_writes;
-  // Without a FLUSH at close() a reader costs one round trip less.
-  info->noflush = (flags & O_ACCMODE) == O_RDONLY || open.no_flush;
+  info->keep_cache = answer.keep_cache;
+  info->direct_io = answer.direct_io;
+  info->parallel_direct_writes = answer.parallel_direct_writes;
+  info->noflush = answer.no_flush;
 #ifndef KVCFS_FUSE_CLASSIC_ONLY
-  // Beside passthrough a direct open needs the same id too, or the kernel refuses it with EIO.
-  if (open.mode != OpenMode::kCached) info->backing_id = static_cast<int>(open.backing_id);
+  if (answer.backing_id != 0) info->backing_id = static_cast<int>(answer.backing_id);
 #endif
 }
 
