@@ -162,6 +162,8 @@ class CopyHolder final : public meta::CopyStore, public SlotOwner, public iourin
     uint32_t pins = 0;            // of the mount, which has the slot open
     uint32_t old_pins = 0;        // of an earlier process; some may have been closed unheard
     std::list<CopyKey>::iterator age;
+
+    bool IsInUse() const { return pins > 0 || (mapping != nullptr && mapping.use_count() > 1); }
   };
   using Copies = std::map<CopyKey, Copy>;
 

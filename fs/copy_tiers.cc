@@ -257,8 +257,7 @@ bool CopyHolder::TryEvict(SlotId slot) {
     if (found == slots_.end()) return false;
     key = found->second;
     Copy& copy = copies_.at(key);
-    if (copy.mapping != nullptr && copy.mapping.use_count() > 1) return false;  // being read
-    if (copy.pins > 0) return false;
+    if (copy.IsInUse()) return false;
     if (copy.place.valid()) {
       if (IsOpen(copy)) return false;
       copy.old_pins = 0;
@@ -276,9 +275,8 @@ bool CopyHolder::TryEvict(SlotId slot) {
     for (const CopyKey& colder : ages_) {
       if (colder == key || ++looked_at > kColderMax) break;
       const Copy& other = copies_.at(colder);
-      const bool is_read = other.mapping != nullptr && other.mapping.use_count() > 1;
       if (other.slot == 0 || other.place.valid() || other.version == 0) continue;
-      if (other.releasing || other.pins > 0 || is_read) continue;
+      if (other.releasing || other.IsInUse()) continue;
       key = colder;
       break;
     }
