@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from mounted import BenchError, Mounted
+from mounted import BenchError, Mounted, mount_tmpfs
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 JOBS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fio")
@@ -224,12 +224,19 @@ class Suite:
         return out
 
 
+def named_directory(text):
+    name, _, directory = text.partition("=")
+    if not name or not os.path.isdir(directory):
+        raise argparse.ArgumentTypeError(f"{text}: wants NAME=DIR, a directory that is there")
+    return name, directory
+
+
 def parse_options():
     parser = argparse.ArgumentParser(prog="bench/data.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", default=os.path.join(os.path.dirname(JOBS), "..", "build"),
                         help="where kvcfs was built (default: build)")
-    parser.add_argument("--path", action="append", default=[], metavar="NAME=DIR",
+    parser.add_argument("--path", action="append", default=[], metavar="NAME=DIR", type=named_directory,
                         help="another mount to compare with; may be repeated")
     parser.add_argument("--only", help="suites, by name or beginning of it: read-resident,small-files-4k")
     parser.add_argument("--files", type=int, default=20000, help="how many small files (default 20000)")
@@ -238,10 +245,6 @@ def parse_options():
     parser.add_argument("--directory", default=tempfile.gettempdir(),
                         help="where data is put while it runs: its disk is what kvcfs is compared with")
     options = parser.parse_args()
-    for path in options.path:
-        name, _, directory = path.partition("=")
-        if not name or not os.path.isdir(directory):
-            parser.error(f"--path {path}: wants NAME=DIR, a directory that is there")
     suites = [os.path.splitext(os.path.basename(job))[0] for job in glob.glob(f"{JOBS}/*.fio")] + ["small-files-4k"]
     for one in options.only.split(",") if options.only else []:
         if not any(suite.startswith(one) for suite in suites):
@@ -257,15 +260,13 @@ def main():
     memory = os.path.join(top, "tmpfs")
     os.mkdir(memory)
     tier = GIB // 2 if options.quick else 5 * GIB
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={tier},huge=within_size,mode=0700", "none", memory],
-                   check=True)
+    mount_tmpfs(memory, tier)
     places = []
     try:
         places.append(KvcfsPlace(os.path.join(options.build, "kvcfs"), os.path.join(top, "kvcfs"), tier))
         places.append(Place("tmpfs", os.path.join(memory, "work")))
         places.append(Place(disk_name(top), os.path.join(top, "disk")))
-        for path in options.path:
-            name, _, directory = path.partition("=")
+        for name, directory in options.path:
             places.append(Place(name, tempfile.mkdtemp(prefix="kvcfs-data.", dir=directory)))
         suite = Suite(places, options)
         suite.fio()

@@ -13,6 +13,12 @@ class BenchError(Exception):
     """Something that a row needs did not work; the row says so and the others go on."""
 
 
+def mount_tmpfs(path, size):
+    """A tmpfs as the DRAM tier's own is, to compare with."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},huge=within_size,mode=0700", "none", path],
+                   check=True)
+
+
 class Mounted:
     """`kvcfs mount` in the foreground on DIRECTORY/mnt, data in DIRECTORY/data."""
 

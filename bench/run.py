@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 
-from mounted import BenchError, Mounted
+from mounted import BenchError, Mounted, mount_tmpfs
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -37,9 +37,7 @@ class Lab:
         if options.quick:
             self.copy_bytes = min(self.copy_bytes, GIB)
         self.tier_bytes = self.copy_bytes * 5 // 4
-        subprocess.run(["mount", "-t", "tmpfs", "-o",
-                        f"size={self.tier_bytes},huge=within_size,mode=0700", "none", self.tmpfs],
-                       check=True)
+        mount_tmpfs(self.tmpfs, self.tier_bytes)
         self.resident = None
         self.touched = False
         self.index_results = {}
